@@ -1,0 +1,2 @@
+//! The program `qcowkit`.
+fn main() {}

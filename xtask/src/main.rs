@@ -1,0 +1,2 @@
+//! Every routine in one place.
+fn main() {}
