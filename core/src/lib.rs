@@ -1,2 +1,38 @@
+//! qcow2 disk images, understood in one place, without `std`.
+//!
+//! The floors of this crate, each knowing only those below it:
+//!
+//! | floor | what it holds |
+//! |---|---|
+//! | `operations` | check, analyze, inspect: what is done with whole images |
+//! | `image` | the guest's view: open, create, map, read, write, write zeroes, discard, flush |
+//! | `metadata` | tables in memory, allocation, the decision of what a discard does, the order of commits |
+//! | `format` | bytes and values: header, extensions, entries, refcounts. No I/O |
+//! | [`storage`] | the traits that carry bytes, the in-memory store, and wrappers around any store |
+//!
+//! What is absent on purpose: this crate never opens a path, starts no thread, takes no lock and reads no clock.
+//! Names that an image carries (backing and data files) are handed to an `image::Opener` that the caller supplies.
+//!
+//! Section names in the documentation are those of QEMU's `docs/interop/qcow2.rst`.
 #![no_std]
-//! core
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
+
+extern crate alloc;
+#[cfg(any(feature = "std", test))]
+extern crate std;
+
+pub mod error;
+pub mod storage;
+
+pub use error::{Error, ErrorKind, Result, Site, Structure};

@@ -1,0 +1,177 @@
+//! The floor that carries bytes: two small traits, stores, and wrappers around any store.
+//!
+//! # Contract
+//! Calls are synchronous, positional, take `&self` and are complete: they transfer everything or fail. Reads past the
+//! end give zeros. What was written is read back at once, also before a [`Storage::barrier`]. Opening names, locking
+//! and alignment are not this floor's job.
+
+mod error;
+
+pub use error::{StorageError, StorageErrorKind};
+
+/// What a store can do. Alignments are in bytes and 1 where there is no constraint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Capabilities {
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Writing past the end makes the store longer; false for a block device.
+    pub grows: bool,
+    /// A block device: its length is what it is.
+    pub block_device: bool,
+    /// Offsets and lengths of reads and writes must be multiples of this.
+    pub request_alignment: u32,
+    /// Discards smaller than this, or not aligned to it, may do nothing.
+    pub discard_alignment: u32,
+    /// A discarded range reads as zeros afterwards.
+    pub holes_read_zero: bool,
+}
+
+impl Default for Capabilities {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            grows: true,
+            block_device: false,
+            request_alignment: 1,
+            discard_alignment: 1,
+            holes_read_zero: true,
+        }
+    }
+}
+
+/// What the store knows of a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+pub enum StorageExtentKind {
+    /// Space is allocated.
+    Data,
+    /// Nothing is allocated; reads as zeros.
+    Hole,
+    /// The store cannot tell.
+    Unknown,
+}
+
+/// A maximal run of one kind, beginning at the offset that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StorageExtent {
+    /// What the run is.
+    pub kind: StorageExtentKind,
+    /// Its length in bytes from the offset asked for; never 0 before the end.
+    pub length: u64,
+}
+
+/// How [`Storage::write_zeroes`] may make zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ZeroMode {
+    /// The space may be given back.
+    MayUnmap,
+    /// The space stays (or becomes) allocated.
+    KeepAllocated,
+}
+
+/// The read side: enough for a source that cannot be written.
+pub trait ReadStorage {
+    /// The length in bytes.
+    ///
+    /// # Errors
+    /// When the store cannot tell.
+    fn len(&self) -> Result<u64, StorageError>;
+
+    /// Fills `into` with the bytes from `offset`; past the end they are zeros.
+    ///
+    /// # Errors
+    /// When the store fails; `into` is then unspecified.
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), StorageError>;
+
+    /// What the store can do. Constant over its life.
+    fn capabilities(&self) -> Capabilities;
+
+    /// The run of one kind that begins at `offset`. At or past the end it is a hole of length 0.
+    ///
+    /// # Errors
+    /// When the store fails; one that cannot tell answers [`StorageExtentKind::Unknown`].
+    fn next_extent(&self, offset: u64) -> Result<StorageExtent, StorageError>;
+
+    /// Whether the length is 0.
+    ///
+    /// # Errors
+    /// As [`ReadStorage::len`].
+    fn is_empty(&self) -> Result<bool, StorageError> {
+        Ok(self.len()? == 0)
+    }
+}
+
+/// The write side.
+pub trait Storage: ReadStorage {
+    /// Writes all of `from` at `offset`, growing the store if it can.
+    ///
+    /// # Errors
+    /// When the store refuses or fails; the range is then unspecified.
+    fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), StorageError>;
+
+    /// Makes `length` bytes from `offset` read as zeros, growing the store if it reaches past the end.
+    ///
+    /// # Errors
+    /// When the store refuses or fails.
+    fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<(), StorageError>;
+
+    /// Tells the store that the contents of the range are needed no more. Advisory: it may do nothing. Never changes
+    /// the length.
+    ///
+    /// # Errors
+    /// When the store refuses or fails in earnest; "cannot" is `Ok`.
+    fn discard(&self, offset: u64, length: u64) -> Result<(), StorageError>;
+
+    /// Sets the length; new bytes read as zeros.
+    ///
+    /// # Errors
+    /// When the store refuses or fails; a block device refuses other lengths than its own.
+    fn set_len(&self, length: u64) -> Result<(), StorageError>;
+
+    /// Reserves space for the range without changing what it reads as; grows the store.
+    ///
+    /// # Errors
+    /// When the store refuses, fails or cannot reserve.
+    fn allocate(&self, offset: u64, length: u64) -> Result<(), StorageError>;
+
+    /// Everything written before is durable before anything written after.
+    ///
+    /// # Errors
+    /// When the store fails; what was written since the last barrier is then unsure.
+    fn barrier(&self) -> Result<(), StorageError>;
+}
+
+macro_rules! forward {
+    ($($head:tt)*) => {
+        $($head)* {
+            fn len(&self) -> Result<u64, StorageError> { (**self).len() }
+            fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), StorageError> { (**self).read_at(offset, into) }
+            fn capabilities(&self) -> Capabilities { (**self).capabilities() }
+            fn next_extent(&self, offset: u64) -> Result<StorageExtent, StorageError> { (**self).next_extent(offset) }
+        }
+    };
+}
+macro_rules! forward_write {
+    ($($head:tt)*) => {
+        $($head)* {
+            fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), StorageError> { (**self).write_at(offset, from) }
+            fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<(), StorageError> {
+                (**self).write_zeroes(offset, length, mode)
+            }
+            fn discard(&self, offset: u64, length: u64) -> Result<(), StorageError> { (**self).discard(offset, length) }
+            fn set_len(&self, length: u64) -> Result<(), StorageError> { (**self).set_len(length) }
+            fn allocate(&self, offset: u64, length: u64) -> Result<(), StorageError> { (**self).allocate(offset, length) }
+            fn barrier(&self) -> Result<(), StorageError> { (**self).barrier() }
+        }
+    };
+}
+forward!(impl<T: ReadStorage + ?Sized> ReadStorage for &T);
+forward_write!(impl<T: Storage + ?Sized> Storage for &T);
+forward!(impl<T: ReadStorage + ?Sized> ReadStorage for alloc::boxed::Box<T>);
+forward_write!(impl<T: Storage + ?Sized> Storage for alloc::boxed::Box<T>);
+forward!(impl<T: ReadStorage + ?Sized> ReadStorage for alloc::rc::Rc<T>);
+forward_write!(impl<T: Storage + ?Sized> Storage for alloc::rc::Rc<T>);
+forward!(impl<T: ReadStorage + ?Sized> ReadStorage for alloc::sync::Arc<T>);
+forward_write!(impl<T: Storage + ?Sized> Storage for alloc::sync::Arc<T>);
