@@ -259,11 +259,9 @@ impl fmt::Display for Error {
             any = true;
             part(f, format_args!("guest offset {offset:#x}"))?;
         }
-        if let Some(depth) = site.depth {
-            if depth > 0 {
-                any = true;
-                part(f, format_args!("backing depth {depth}"))?;
-            }
+        if let Some(depth) = site.depth.filter(|&depth| depth > 0) {
+            any = true;
+            part(f, format_args!("backing depth {depth}"))?;
         }
         if any { f.write_str(")") } else { Ok(()) }
     }

@@ -33,6 +33,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod error;
+pub mod format;
 pub mod storage;
 
 pub use error::{Error, ErrorKind, Result, Site, Structure};

@@ -1,0 +1,482 @@
+//! L1 and L2 entries: bits become meaning here, once, and meaning becomes bits again.
+//!
+//! Section "L1 and L2 tables", with "Extended L2 Entries". One value, [`L2Entry`], covers both widths: a standard
+//! entry is a cluster with one part, an extended entry one with 32 parts.
+
+use core::fmt;
+
+use super::{Geometry, HostOffset};
+
+const COPIED: u64 = 1 << 63;
+const COMPRESSED: u64 = 1 << 62;
+const ZERO: u64 = 1;
+/// Bits 9 to 55.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+/// Bits 56 to 61 and 1 to 8 of a standard descriptor.
+const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
+/// The same with bit 0, which only standard L2 entries of version 3 use.
+const L2_RESERVED_WITH_ZERO: u64 = L2_RESERVED | ZERO;
+/// Bits 56 to 62 and 0 to 8.
+const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
+
+/// An L2 entry as it stands in the table, in the machine's byte order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub struct RawL2Entry {
+    /// The descriptor.
+    pub descriptor: u64,
+    /// The subcluster bitmap; 0 in standard entries, which have none.
+    pub bitmap: u64,
+}
+
+/// Why an entry has no meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum EntryError {
+    /// Reserved bits are set.
+    #[error("reserved bits are set")]
+    ReservedBits,
+    /// The host offset is not a multiple of the cluster size.
+    #[error("the host offset is not aligned to a cluster")]
+    Unaligned,
+    /// The zero flag in an image of version 2.
+    #[error("the zero flag is set in an image of version 2")]
+    ZeroInVersion2,
+    /// A subcluster is marked both allocated and zero.
+    #[error("a subcluster is marked both allocated and zero")]
+    SubclusterConflict,
+    /// Subclusters are marked allocated, but there is no host cluster.
+    #[error("subclusters are allocated without a host cluster")]
+    SubclusterWithoutCluster,
+    /// A compressed cluster in an image with an external data file.
+    #[error("a compressed cluster in an image with an external data file")]
+    CompressedInDataFile,
+    /// With an external data file, the host offset must equal the guest offset.
+    #[error("the offset in the data file differs from the guest offset")]
+    DataFileOffset,
+}
+
+/// An L1 entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum L1Entry {
+    /// No L2 table: the whole range is unallocated.
+    #[default]
+    Unallocated,
+    /// An L2 table.
+    Table(HostRef),
+}
+
+impl L1Entry {
+    /// Reads the bits.
+    ///
+    /// # Errors
+    /// Reserved bits, or an offset that is not aligned.
+    pub fn decode(raw: u64, geometry: &Geometry) -> Result<Self, EntryError> {
+        if raw & L1_RESERVED != 0 {
+            return Err(EntryError::ReservedBits);
+        }
+        let offset = raw & OFFSET;
+        if !geometry.is_aligned(offset) {
+            return Err(EntryError::Unaligned);
+        }
+        if offset == 0 {
+            return Ok(Self::Unallocated);
+        }
+        Ok(Self::Table(HostRef { offset: HostOffset::new(offset), copied: raw & COPIED != 0 }))
+    }
+
+    /// The bits.
+    #[must_use]
+    pub fn encode(self) -> u64 {
+        match self {
+            Self::Unallocated => 0,
+            Self::Table(table) => table.bits(),
+        }
+    }
+
+    /// The offset bits, whatever else is wrong with the entry: for reports on broken images.
+    #[must_use]
+    pub fn offset_bits(raw: u64) -> u64 {
+        raw & OFFSET
+    }
+
+    /// The table's place, if there is one.
+    #[must_use]
+    pub fn table(self) -> Option<HostRef> {
+        match self {
+            Self::Unallocated => None,
+            Self::Table(table) => Some(table),
+        }
+    }
+}
+
+/// A reference to a host cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct HostRef {
+    /// First byte of the cluster.
+    pub offset: HostOffset,
+    /// The COPIED flag: the refcount is exactly one, so the cluster may be written in place.
+    pub copied: bool,
+}
+
+impl HostRef {
+    fn bits(self) -> u64 {
+        (self.offset.get() & OFFSET) | if self.copied { COPIED } else { 0 }
+    }
+}
+
+/// The place of a compressed cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CompressedRange {
+    /// First byte; not aligned to anything.
+    pub offset: HostOffset,
+    /// Bytes up to the end of the last 512-byte sector that the data touches. The stream may end before it.
+    pub length: u64,
+}
+
+/// State of the parts of a cluster: bit *i* speaks for part *i*. Standard entries have one part, bit 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Subclusters {
+    /// Parts whose data are in the host cluster.
+    pub allocated: u32,
+    /// Parts that read as zeros.
+    pub zero: u32,
+}
+
+impl Subclusters {
+    /// Neither allocated nor zero: reads come from the backing file, or are zero without one.
+    pub const NONE: Self = Self { allocated: 0, zero: 0 };
+
+    /// The mask of all parts of a cluster.
+    #[must_use]
+    pub fn full_mask(geometry: &Geometry) -> u32 {
+        if geometry.extended_l2() { u32::MAX } else { 1 }
+    }
+
+    /// Every part allocated.
+    #[must_use]
+    pub fn all_allocated(geometry: &Geometry) -> Self {
+        Self { allocated: Self::full_mask(geometry), zero: 0 }
+    }
+
+    /// Every part zero.
+    #[must_use]
+    pub fn all_zero(geometry: &Geometry) -> Self {
+        Self { allocated: 0, zero: Self::full_mask(geometry) }
+    }
+}
+
+/// What an L2 entry says, for both widths of entries.
+///
+/// The names of discard.md: *U* `Plain` without host and without bits, *ZP* `Plain` without host and all zero, *ZA*
+/// `Plain` with host and all zero, *N* `Plain` with host and all allocated, *C* `Compressed`. See [`L2Entry::kind`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum L2Entry {
+    /// A cluster that is not compressed.
+    Plain {
+        /// The host cluster, if one is mapped.
+        host: Option<HostRef>,
+        /// What its parts are.
+        parts: Subclusters,
+    },
+    /// A compressed cluster; it has no subclusters and is never COPIED.
+    Compressed(CompressedRange),
+}
+
+/// The five kinds of a cluster, and the mixed one that extended entries allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+pub enum L2Kind {
+    /// Nothing stored here.
+    Unallocated,
+    /// Reads as zeros, no host cluster.
+    ZeroPlain,
+    /// Reads as zeros, a host cluster is kept.
+    ZeroAllocated,
+    /// Data in a host cluster.
+    Normal,
+    /// Subclusters of different states (extended L2 entries only).
+    Mixed,
+    /// Compressed data.
+    Compressed,
+}
+
+impl L2Entry {
+    /// *U*: nothing stored here.
+    pub const UNALLOCATED: Self = Self::Plain { host: None, parts: Subclusters::NONE };
+
+    /// *ZP*: zeros without a host cluster.
+    #[must_use]
+    pub fn zero_plain(geometry: &Geometry) -> Self {
+        Self::Plain { host: None, parts: Subclusters::all_zero(geometry) }
+    }
+
+    /// *ZA*: zeros, host cluster kept.
+    #[must_use]
+    pub fn zero_allocated(host: HostRef, geometry: &Geometry) -> Self {
+        Self::Plain { host: Some(host), parts: Subclusters::all_zero(geometry) }
+    }
+
+    /// *N*: all data in the host cluster.
+    #[must_use]
+    pub fn normal(host: HostRef, geometry: &Geometry) -> Self {
+        Self::Plain { host: Some(host), parts: Subclusters::all_allocated(geometry) }
+    }
+
+    /// Reads the bits.
+    ///
+    /// With an external data file, offset 0 is a place like any other; there the COPIED flag, which every mapped
+    /// cluster has, tells it from "no host cluster".
+    ///
+    /// # Errors
+    /// [`EntryError`]; QEMU's `check` calls each of them a corruption too.
+    pub fn decode(raw: RawL2Entry, geometry: &Geometry) -> Result<Self, EntryError> {
+        if raw.descriptor & COMPRESSED != 0 {
+            return Self::decode_compressed(raw, geometry);
+        }
+        let reserved = if geometry.extended_l2() { L2_RESERVED_WITH_ZERO } else { L2_RESERVED };
+        if raw.descriptor & reserved != 0 {
+            return Err(EntryError::ReservedBits);
+        }
+        let offset = raw.descriptor & OFFSET;
+        if !geometry.is_aligned(offset) {
+            return Err(EntryError::Unaligned);
+        }
+        let copied = raw.descriptor & COPIED != 0;
+        let mapped = offset != 0 || (geometry.data_file() && copied);
+        let host = mapped.then_some(HostRef { offset: HostOffset::new(offset), copied });
+        let parts = if geometry.extended_l2() {
+            decode_bitmap(raw.bitmap, mapped)?
+        } else if raw.descriptor & ZERO != 0 {
+            if geometry.version() < 3 {
+                return Err(EntryError::ZeroInVersion2);
+            }
+            Subclusters { allocated: 0, zero: 1 }
+        } else {
+            Subclusters { allocated: u32::from(mapped), zero: 0 }
+        };
+        Ok(Self::Plain { host, parts })
+    }
+
+    fn decode_compressed(raw: RawL2Entry, geometry: &Geometry) -> Result<Self, EntryError> {
+        if geometry.data_file() {
+            return Err(EntryError::CompressedInDataFile);
+        }
+        let (offset_mask, sector_shift) = compressed_layout(geometry);
+        let offset = raw.descriptor & offset_mask;
+        let more = (raw.descriptor & !(COMPRESSED | COPIED)).wrapping_shr(sector_shift);
+        // The count excludes the sector in which the data begin.
+        let length = more.saturating_add(1).saturating_mul(512).saturating_sub(offset % 512);
+        Ok(Self::Compressed(CompressedRange { offset: HostOffset::new(offset), length }))
+    }
+
+    /// The bits. The inverse of [`L2Entry::decode`] for every value that `decode` gives.
+    ///
+    /// A compressed range whose place or length does not fit the descriptor loses high bits; the allocator never
+    /// makes one (see [`CompressedRange::fits`]).
+    #[must_use]
+    pub fn encode(self, geometry: &Geometry) -> RawL2Entry {
+        match self {
+            Self::Compressed(range) => {
+                let (offset_mask, sector_shift) = compressed_layout(geometry);
+                let more = range.extra_sectors().wrapping_shl(sector_shift) & !(COPIED | COMPRESSED);
+                RawL2Entry { descriptor: COMPRESSED | (range.offset.get() & offset_mask) | more, bitmap: 0 }
+            }
+            Self::Plain { host, parts } => {
+                let descriptor = host.map_or(0, HostRef::bits);
+                if geometry.extended_l2() {
+                    let bitmap = (u64::from(parts.zero) << 32) | u64::from(parts.allocated);
+                    RawL2Entry { descriptor, bitmap }
+                } else {
+                    RawL2Entry { descriptor: descriptor | u64::from(parts.zero & 1), bitmap: 0 }
+                }
+            }
+        }
+    }
+
+    /// Which of the kinds it is. With extended entries, clusters whose parts differ are [`L2Kind::Mixed`].
+    #[must_use]
+    pub fn kind(self, geometry: &Geometry) -> L2Kind {
+        let Self::Plain { host, parts } = self else {
+            return L2Kind::Compressed;
+        };
+        let full = Subclusters::full_mask(geometry);
+        match (host, parts.allocated, parts.zero) {
+            (None, 0, 0) => L2Kind::Unallocated,
+            (None, _, zero) if zero == full => L2Kind::ZeroPlain,
+            (Some(_), 0, zero) if zero == full => L2Kind::ZeroAllocated,
+            (Some(_), allocated, _) if allocated == full => L2Kind::Normal,
+            (None | Some(_), _, _) => L2Kind::Mixed,
+        }
+    }
+
+    /// The host cluster, if one is mapped; `None` for compressed clusters.
+    #[must_use]
+    pub fn host(self) -> Option<HostRef> {
+        match self {
+            Self::Plain { host, .. } => host,
+            Self::Compressed(_) => None,
+        }
+    }
+
+    /// The same entry with another COPIED flag; entries without a host cluster stay as they are.
+    #[must_use]
+    pub fn with_copied(self, copied: bool) -> Self {
+        match self {
+            Self::Plain { host: Some(host), parts } => Self::Plain { host: Some(HostRef { copied, ..host }), parts },
+            Self::Plain { host: None, .. } | Self::Compressed(_) => self,
+        }
+    }
+
+    /// The COPIED bit of any raw entry.
+    #[must_use]
+    pub fn copied_bit(raw: RawL2Entry) -> bool {
+        raw.descriptor & COPIED != 0
+    }
+}
+
+impl CompressedRange {
+    /// 512-byte sectors beyond the one in which the data begin.
+    #[must_use]
+    pub fn extra_sectors(self) -> u64 {
+        (self.offset.get() % 512).saturating_add(self.length).div_ceil(512).saturating_sub(1)
+    }
+
+    /// The place of `length` bytes at `offset`, if an entry of this geometry can say it.
+    #[must_use]
+    pub fn fits(offset: HostOffset, length: u64, geometry: &Geometry) -> Option<Self> {
+        let range = Self { offset, length };
+        let raw = L2Entry::Compressed(range).encode(geometry);
+        match L2Entry::decode_compressed(raw, geometry) {
+            Ok(L2Entry::Compressed(read)) if read.offset == offset && read.length >= length => Some(read),
+            Ok(_) | Err(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for L2Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unallocated => "unallocated",
+            Self::ZeroPlain => "zero_plain",
+            Self::ZeroAllocated => "zero_allocated",
+            Self::Normal => "normal",
+            Self::Mixed => "mixed",
+            Self::Compressed => "compressed",
+        })
+    }
+}
+
+/// Mask of the offset and position of the sector count in a compressed descriptor.
+fn compressed_layout(geometry: &Geometry) -> (u64, u32) {
+    // x = 62 - (cluster_bits - 8); offset in bits 0 to x - 1, sectors in bits x to 61.
+    let shift = 70u32.saturating_sub(geometry.cluster_bits());
+    (1u64.wrapping_shl(shift).wrapping_sub(1), shift)
+}
+
+fn decode_bitmap(bitmap: u64, mapped: bool) -> Result<Subclusters, EntryError> {
+    let allocated = u32::try_from(bitmap & u64::from(u32::MAX)).unwrap_or_default();
+    let zero = u32::try_from(bitmap >> 32).unwrap_or_default();
+    if allocated & zero != 0 {
+        return Err(EntryError::SubclusterConflict);
+    }
+    if !mapped && allocated != 0 {
+        return Err(EntryError::SubclusterWithoutCluster);
+    }
+    Ok(Subclusters { allocated, zero })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+
+    fn geometry(version: u32, extended: bool, data_file: bool) -> Geometry {
+        Geometry::new(version, 16, 4, extended, data_file, 1 << 30).unwrap()
+    }
+
+    #[test]
+    fn every_kind_survives_both_ways() {
+        for (extended, data_file) in [(false, false), (true, false), (false, true), (true, true)] {
+            let geometry = geometry(3, extended, data_file);
+            let host = HostRef { offset: HostOffset::new(0x50000), copied: true };
+            let mut entries = vec![
+                (L2Entry::UNALLOCATED, L2Kind::Unallocated),
+                (L2Entry::zero_plain(&geometry), L2Kind::ZeroPlain),
+                (L2Entry::zero_allocated(host, &geometry), L2Kind::ZeroAllocated),
+                (L2Entry::normal(host, &geometry), L2Kind::Normal),
+                (L2Entry::normal(host, &geometry).with_copied(false), L2Kind::Normal),
+            ];
+            if extended {
+                let parts = Subclusters { allocated: 0xff, zero: 0xff00 };
+                entries.push((L2Entry::Plain { host: Some(host), parts }, L2Kind::Mixed));
+                let parts = Subclusters { allocated: 0, zero: 1 };
+                entries.push((L2Entry::Plain { host: None, parts }, L2Kind::Mixed));
+            }
+            if data_file {
+                let zero = HostRef { offset: HostOffset::new(0), copied: true };
+                entries.push((L2Entry::normal(zero, &geometry), L2Kind::Normal));
+                entries.push((L2Entry::zero_allocated(zero, &geometry), L2Kind::ZeroAllocated));
+            }
+            for (entry, kind) in entries {
+                assert_eq!(L2Entry::decode(entry.encode(&geometry), &geometry), Ok(entry));
+                assert_eq!(entry.kind(&geometry), kind);
+            }
+        }
+    }
+
+    #[test]
+    fn hand_written_standard_entries() {
+        let geometry = geometry(3, false, false);
+        let decode = |descriptor| L2Entry::decode(RawL2Entry { descriptor, bitmap: 0 }, &geometry);
+        let host = HostRef { offset: HostOffset::new(0x50000), copied: true };
+        assert_eq!(decode(0x8000_0000_0005_0000), Ok(L2Entry::normal(host, &geometry)));
+        assert_eq!(decode(0x8000_0000_0005_0001), Ok(L2Entry::zero_allocated(host, &geometry)));
+        assert_eq!(decode(1), Ok(L2Entry::zero_plain(&geometry)));
+        assert_eq!(decode(0x8000_0000_0005_0002), Err(EntryError::ReservedBits));
+        assert_eq!(decode(0x8000_0000_0005_0200), Err(EntryError::Unaligned));
+        assert_eq!(decode(0x0100_0000_0005_0000), Err(EntryError::ReservedBits));
+    }
+
+    #[test]
+    fn version_2_has_no_zero_flag_and_extended_entries_have_rules() {
+        let raw = |descriptor, bitmap| RawL2Entry { descriptor, bitmap };
+        assert_eq!(L2Entry::decode(raw(1, 0), &geometry(2, false, false)), Err(EntryError::ZeroInVersion2));
+        let extended = geometry(3, true, false);
+        assert_eq!(L2Entry::decode(raw(0x50001, 0), &extended), Err(EntryError::ReservedBits));
+        assert_eq!(L2Entry::decode(raw(0x50000, (1 << 32) | 1), &extended), Err(EntryError::SubclusterConflict));
+        assert_eq!(L2Entry::decode(raw(0, 1), &extended), Err(EntryError::SubclusterWithoutCluster));
+    }
+
+    #[test]
+    fn compressed_places() {
+        for bits in 9..=21 {
+            let geometry = Geometry::new(3, bits, 4, false, false, 1 << 30).unwrap();
+            for (offset, length) in [(0x10000u64, 1u64), (0x10001, 511), (0x10001, 512), (0x103ff, 1), (0x10200, 300)] {
+                let length = length.min(geometry.cluster_size());
+                let range = CompressedRange::fits(HostOffset::new(offset), length, &geometry).unwrap();
+                assert_eq!((offset + range.length) % 512, 0);
+                assert!(range.length >= length && range.length < length + 512);
+            }
+            assert_eq!(CompressedRange::fits(HostOffset::new(1 << 61), 1, &geometry), None);
+        }
+        let geometry = geometry(3, false, false);
+        // 64 KiB clusters: sectors in bits 54 to 61.
+        let raw = RawL2Entry { descriptor: (1 << 62) | (3 << 54) | 0x50123, bitmap: 0 };
+        let expected = CompressedRange { offset: HostOffset::new(0x50123), length: 4 * 512 - 0x123 };
+        assert_eq!(L2Entry::decode(raw, &geometry), Ok(L2Entry::Compressed(expected)));
+    }
+
+    #[test]
+    fn l1_entries() {
+        let geometry = geometry(3, false, false);
+        assert_eq!(L1Entry::decode(0, &geometry), Ok(L1Entry::Unallocated));
+        let table = L1Entry::Table(HostRef { offset: HostOffset::new(0x40000), copied: true });
+        assert_eq!(L1Entry::decode(0x8000_0000_0004_0000, &geometry), Ok(table));
+        assert_eq!(table.encode(), 0x8000_0000_0004_0000);
+        assert_eq!(L1Entry::decode(0x4000_0000_0004_0000, &geometry), Err(EntryError::ReservedBits));
+        assert_eq!(L1Entry::decode(0x40200, &geometry), Err(EntryError::Unaligned));
+    }
+}

@@ -1,0 +1,32 @@
+//! Named limits: what an image says is checked against these before anything is allocated.
+
+/// Smallest cluster: 512 bytes (section "Header", `cluster_bits`).
+pub const MIN_CLUSTER_BITS: u32 = 9;
+/// Largest cluster that QEMU opens: 2 MiB.
+pub const MAX_CLUSTER_BITS: u32 = 21;
+/// Extended L2 entries need clusters of 16 KiB or more, so that a subcluster has at least 512 bytes.
+pub const MIN_EXTENDED_L2_CLUSTER_BITS: u32 = 14;
+/// Bytes of the largest L1 table that QEMU opens (32 MiB).
+pub const MAX_L1_BYTES: u64 = 32 << 20;
+/// Bytes of the largest refcount table that QEMU opens (8 MiB).
+pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
+/// Snapshots in one image (QEMU's limit).
+pub const MAX_SNAPSHOTS: u32 = 65_536;
+/// Bytes of the largest snapshot table (64 MiB: 1 KiB for each of the snapshots allowed).
+pub const MAX_SNAPSHOT_TABLE_BYTES: u64 = 64 << 20;
+/// Bytes of extra data of one snapshot (QEMU's limit).
+pub const MAX_SNAPSHOT_EXTRA_DATA: u32 = 1024;
+/// Persistent bitmaps in one image (QEMU's limit).
+pub const MAX_BITMAPS: u32 = 65_535;
+/// Bytes of the largest bitmap directory (QEMU's limit: 64 MiB).
+pub const MAX_BITMAP_DIRECTORY_BYTES: u64 = 64 << 20;
+/// Entries of the largest bitmap table (QEMU's limit).
+pub const MAX_BITMAP_TABLE_ENTRIES: u32 = 0x800_0000;
+/// Layers in one backing chain, a defence against endless chains.
+pub const MAX_CHAIN_DEPTH: u32 = 200;
+/// Bytes of the longest backing file name (section "Header").
+pub const MAX_BACKING_NAME: u32 = 1023;
+/// Host offsets are 56 bits wide in every table entry.
+pub const MAX_HOST_OFFSET: u64 = 1 << 56;
+/// Largest virtual disk: what signed 64-bit offsets of QEMU's block layer hold, rounded down to a sector.
+pub const MAX_VIRTUAL_SIZE: u64 = 0x7fff_ffff_ffff_fe00;
