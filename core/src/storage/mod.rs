@@ -5,9 +5,17 @@
 //! end give zeros. What was written is read back at once, also before a [`Storage::barrier`]. Opening names, locking
 //! and alignment are not this floor's job.
 
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 mod error;
+mod memory;
+mod operation;
+mod recording;
 
 pub use error::{StorageError, StorageErrorKind};
+pub use memory::MemoryStorage;
+pub use operation::StorageOperation;
+pub use recording::{RecordingStorage, StorageEvent, epochs, replay};
 
 /// What a store can do. Alignments are in bytes and 1 where there is no constraint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,6 +149,11 @@ pub trait Storage: ReadStorage {
     /// # Errors
     /// When the store fails; what was written since the last barrier is then unsure.
     fn barrier(&self) -> Result<(), StorageError>;
+}
+
+/// The end of a range, refused when it is past the largest offset.
+fn end_of(offset: u64, length: u64, operation: &'static str) -> Result<u64, StorageError> {
+    offset.checked_add(length).ok_or_else(|| StorageError::new(StorageErrorKind::OutOfBounds, operation).at(offset))
 }
 
 macro_rules! forward {
