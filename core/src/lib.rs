@@ -8,6 +8,7 @@
 //! | `image` | the guest's view: open, create, map, read, write, write zeroes, discard, flush |
 //! | `metadata` | tables in memory, allocation, the decision of what a discard does, the order of commits |
 //! | `format` | bytes and values: header, extensions, entries, refcounts. No I/O |
+//! | [`codec`] | compression of clusters: the trait, and pure-Rust codecs |
 //! | [`storage`] | the traits that carry bytes, the in-memory store, and wrappers around any store |
 //!
 //! What is absent on purpose: this crate never opens a path, starts no thread, takes no lock and reads no clock.
@@ -32,6 +33,7 @@ extern crate alloc;
 #[cfg(any(feature = "std", test))]
 extern crate std;
 
+pub mod codec;
 pub mod error;
 pub mod format;
 pub mod storage;
