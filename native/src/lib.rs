@@ -1,1 +1,3 @@
-//! native
+//! qcow2 images on real files.
+
+pub mod codec;
