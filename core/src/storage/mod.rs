@@ -7,15 +7,25 @@
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+mod counting;
 mod error;
+mod failing;
+mod forbidding;
 mod memory;
 mod operation;
+mod overlay;
 mod recording;
+mod slice;
 
+pub use counting::{CallCount, CallCounts, CountingStorage};
 pub use error::{StorageError, StorageErrorKind};
+pub use failing::{FailingStorage, FailureRule, FailureScope};
+pub use forbidding::{ForbiddingStorage, Violation};
 pub use memory::MemoryStorage;
 pub use operation::StorageOperation;
+pub use overlay::{OverlayMark, OverlayPart, OverlaySource, OverlayStorage};
 pub use recording::{RecordingStorage, StorageEvent, epochs, replay};
+pub use slice::{ReadOnly, SliceStorage};
 
 /// What a store can do. Alignments are in bytes and 1 where there is no constraint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
