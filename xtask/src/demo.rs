@@ -1,0 +1,5 @@
+//! `cargo xtask demo`
+use crate::run::Failure;
+pub(crate) fn run(_: &[String]) -> Result<(), Failure> {
+    Err(Failure::new("not yet"))
+}

@@ -1,0 +1,128 @@
+//! The browser half: the module, its JavaScript, and its tests in Node and in a real Chromium.
+
+use std::path::PathBuf;
+
+use crate::run::{self, Failure};
+use crate::stamp::Stamp;
+use crate::system::{self, Need};
+use crate::tally;
+use crate::test::Report;
+use crate::toolchain::{self, Std, WASM};
+
+/// What the package is made from.
+const SOURCES: [&str; 7] = [
+    "Cargo.toml",
+    "Cargo.lock",
+    "core",
+    "wasm/Cargo.toml",
+    "wasm/src",
+    "wasm/package-lock.json",
+    "xtask/bindgen",
+];
+
+/// The verb `wasm`: builds the package.
+pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
+    if let Some(unknown) = arguments.first() {
+        return Err(Failure::new(format!("unexpected argument {unknown}")));
+    }
+    system::provide(&[Need::WasmStd, Need::Node])?;
+    let std = standard_library()?;
+    build(&std)?;
+    run::say("the package is in wasm/, its generated half in wasm/pkg/");
+    Ok(())
+}
+
+/// Builds the package and tests it.
+pub(crate) fn test(report: &mut Report) -> Result<(), Failure> {
+    let std = standard_library()?;
+    crate::rust::test_alloc_only(report, &std);
+    build(&std)?;
+    let chromium = system::chromium().ok_or_else(|| Failure::new("no Chromium found"))?;
+    report.check(
+        "wasm: types",
+        run::command(script("tsc")).args(["--project", "wasm/tsconfig.json"]),
+    );
+    let node = |folder: &str| {
+        let mut node = run::command("node");
+        node.args(["--test", "--test-reporter=spec", folder])
+            .env("QCOWKIT_CHROMIUM", &chromium);
+        node
+    };
+    report.runner(
+        "wasm: tests in Node",
+        &mut node("wasm/test/node/"),
+        tally::node,
+    )?;
+    report.runner(
+        "wasm: tests in Chromium",
+        &mut node("wasm/test/browser/"),
+        tally::node,
+    )
+}
+
+fn standard_library() -> Result<Std, Failure> {
+    let std = toolchain::wasm32().ok_or_else(|| Failure::new(toolchain::WASM_REMEDIES))?;
+    run::say(&format!(
+        "   the standard library for {WASM} is {}",
+        std.describe()
+    ));
+    Ok(std)
+}
+
+/// Compiles the module, writes the JavaScript for it and shrinks it.
+fn build(std: &Std) -> Result<(), Failure> {
+    packages()?;
+    let pkg = run::root().join("wasm/pkg");
+    Stamp::new(
+        "wasm-package",
+        &SOURCES,
+        &[&std.describe()],
+        pkg.join("web/qcowkit_bg.wasm"),
+    )?
+    .step(|| {
+        let mut cargo = run::cargo("wasm");
+        cargo.args(["build", "-q", "-p", "qcowkit-wasm", "--profile", "wasm"]);
+        std.apply(&mut cargo, WASM, "std,panic_abort");
+        run::call(&mut cargo)?;
+        // The very wasm-bindgen that the module was compiled against: no version can differ.
+        let module = run::root()
+            .join("target/wasm")
+            .join(WASM)
+            .join("wasm/qcowkit_wasm.wasm");
+        run::call(
+            run::cargo("xtask")
+                .args(["run", "-q", "-p", "xtask-bindgen", "--"])
+                .arg(module)
+                .arg(&pkg),
+        )?;
+        for package in ["web", "nodejs", "bundler"] {
+            let module = pkg.join(package).join("qcowkit_bg.wasm");
+            run::call(
+                run::command(script("wasm-opt"))
+                    .args(["-Os", "--strip-debug", "--strip-producers"])
+                    .arg(&module)
+                    .arg("-o")
+                    .arg(&module),
+            )?;
+        }
+        Ok(())
+    })
+}
+
+/// The packages from npm; none of them may fetch a browser.
+fn packages() -> Result<(), Failure> {
+    let version = run::ask(run::command("node").arg("--version")).unwrap_or_default();
+    let inputs = ["wasm/package.json", "wasm/package-lock.json"];
+    Stamp::new("npm", &inputs, &[&version], script("tsc"))?.step(|| {
+        run::call(
+            run::command("npm")
+                .args(["ci", "--no-audit", "--no-fund", "--prefix", "wasm"])
+                .env("PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD", "1"),
+        )
+    })
+}
+
+/// A program that an npm package brought.
+fn script(name: &str) -> PathBuf {
+    run::root().join("wasm/node_modules/.bin").join(name)
+}
