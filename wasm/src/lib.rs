@@ -1,7 +1,10 @@
-//! wasm
+//! qcowkit for JavaScript: converts, calls, converts back. Nothing here knows what a qcow2 file means.
+
 use wasm_bindgen::prelude::*;
-/// v
+
+/// The version of the package.
 #[wasm_bindgen]
+#[must_use]
 pub fn version() -> String {
-    env!("CARGO_PKG_VERSION").to_string()
+    env!("CARGO_PKG_VERSION").to_owned()
 }

@@ -27,34 +27,14 @@ use std::process::ExitCode;
 use run::Failure;
 
 /// What a verb is called, what it does in a line, and the function that does it.
-type Verb = (
-    &'static str,
-    &'static str,
-    fn(&[String]) -> Result<(), Failure>,
-);
+type Verb = (&'static str, &'static str, fn(&[String]) -> Result<(), Failure>);
 
 const VERBS: [Verb; 5] = [
-    (
-        "demo",
-        "make an image, use it, discard from it under each policy, check it",
-        demo::run,
-    ),
-    (
-        "test",
-        "set up, build and test everything, or only the PARTs named after it",
-        test::run,
-    ),
-    (
-        "bench",
-        "time qcowkit beside qemu-img and write docs/benchmarks.md",
-        bench::run,
-    ),
+    ("demo", "make an image, use it, discard from it under each policy, check it", demo::run),
+    ("test", "set up, build and test everything, or only the PARTs named after it", test::run),
+    ("bench", "time qcowkit beside qemu-img and write docs/benchmarks.md", bench::run),
     ("wasm", "build the npm package in wasm/", web::run),
-    (
-        "doctor",
-        "say what this machine has, what it lacks and how to get it",
-        doctor::run,
-    ),
+    ("doctor", "say what this machine has, what it lacks and how to get it", doctor::run),
 ];
 
 fn main() -> ExitCode {
@@ -85,9 +65,6 @@ fn usage() -> String {
     for (name, does, _) in VERBS {
         text.push_str(&format!("  {name:<8}{does}\n"));
     }
-    text.push_str(&format!(
-        "\nParts of test: {}\n",
-        test::part_names().join(", ")
-    ));
+    text.push_str(&format!("\nParts of test: {}\n", test::part_names().join(", ")));
     text
 }

@@ -10,67 +10,32 @@ use crate::tally;
 use crate::test::Report;
 
 /// What the extension module is made from.
-const SOURCES: [&str; 6] = [
-    "Cargo.toml",
-    "Cargo.lock",
-    "pyproject.toml",
-    "core",
-    "native",
-    "py",
-];
+const SOURCES: [&str; 6] = ["Cargo.toml", "Cargo.lock", "pyproject.toml", "core", "native", "py"];
 
 /// Builds the module into the environment, then lints, type checks and tests.
 pub(crate) fn test(report: &mut Report) -> Result<(), Failure> {
     let venv = environment()?;
     build(&venv)?;
     report.check("python: ruff", tool(&venv, "ruff").args(["check", "py"]));
-    report.check(
-        "python: ruff format",
-        tool(&venv, "ruff").args(["format", "--check", "py"]),
-    );
-    report.check(
-        "python: mypy",
-        tool(&venv, "mypy").arg("py/python").arg("py/tests"),
-    );
-    report.check(
-        "python: stubs",
-        tool(&venv, "python").args(["-m", "mypy.stubtest", "qcowkit", "--concise"]),
-    );
-    report.runner(
-        "python: tests",
-        tool(&venv, "python").args(["-m", "pytest", "py/tests"]),
-        tally::pytest,
-    )
+    report.check("python: ruff format", tool(&venv, "ruff").args(["format", "--check", "py"]));
+    report.check("python: mypy", tool(&venv, "mypy").arg("py/python").arg("py/tests"));
+    report.check("python: stubs", tool(&venv, "python").args(["-m", "mypy.stubtest", "qcowkit", "--concise"]));
+    report.runner("python: tests", tool(&venv, "python").args(["-m", "pytest", "py/tests"]), tally::pytest)
 }
 
 /// The virtual environment with the tools of the dependency group `test`.
 fn environment() -> Result<PathBuf, Failure> {
     let venv = run::root().join("target").join("venv");
-    let python =
-        system::python().ok_or_else(|| Failure::new("no Python 3.11 or newer with venv"))?;
-    let version = run::ask(
-        run::command(&python).args(["-c", "import sys; print(sys.version, sys.base_prefix)"]),
-    )
-    .unwrap_or_default();
+    let python = system::python().ok_or_else(|| Failure::new("no Python 3.11 or newer with venv"))?;
+    let version = run::ask(run::command(&python).args(["-c", "import sys; print(sys.version, sys.base_prefix)"]))
+        .unwrap_or_default();
     let inputs = ["pyproject.toml", "py/constraints.txt"];
     Stamp::new("venv", &inputs, &[&version], program(&venv, "maturin"))?.step(|| {
-        run::call(
-            run::command(&python)
-                .args(["-m", "venv", "--clear"])
-                .arg(&venv),
-        )?;
+        run::call(run::command(&python).args(["-m", "venv", "--clear"]).arg(&venv))?;
         // An older pip knows no dependency groups.
         let pip = || {
             let mut pip = tool(&venv, "python");
-            pip.args([
-                "-m",
-                "pip",
-                "install",
-                "-q",
-                "--disable-pip-version-check",
-                "-c",
-                "py/constraints.txt",
-            ]);
+            pip.args(["-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", "py/constraints.txt"]);
             pip
         };
         run::call(pip().args(["--upgrade", "pip"]))?;
@@ -83,21 +48,12 @@ fn environment() -> Result<PathBuf, Failure> {
 fn build(venv: &Path) -> Result<(), Failure> {
     let version = run::ask(run::command("rustc").arg("--version")).unwrap_or_default();
     let module = run::root().join("py/python/qcowkit/_qcowkit.abi3.so");
-    Stamp::new(
-        "python-module",
-        &SOURCES,
-        &[&version, &venv.to_string_lossy()],
-        module,
-    )?
-    .step(|| {
+    Stamp::new("python-module", &SOURCES, &[&version, &venv.to_string_lossy()], module)?.step(|| {
         run::call(
             tool(venv, "maturin")
                 .args(["develop", "--quiet"])
                 .env("VIRTUAL_ENV", venv)
-                .env(
-                    "CARGO_TARGET_DIR",
-                    run::root().join("target").join("python"),
-                ),
+                .env("CARGO_TARGET_DIR", run::root().join("target").join("python")),
         )
     })
 }
@@ -107,6 +63,5 @@ fn tool(venv: &Path, name: &str) -> Command {
 }
 
 fn program(venv: &Path, name: &str) -> PathBuf {
-    venv.join(if cfg!(windows) { "Scripts" } else { "bin" })
-        .join(name)
+    venv.join(if cfg!(windows) { "Scripts" } else { "bin" }).join(name)
 }

@@ -70,17 +70,8 @@ pub(crate) fn cargo(name: &str) -> Command {
 /// Runs a command whose output goes to the person; an exit code other than 0 is a failure.
 pub(crate) fn call(command: &mut Command) -> Result<(), Failure> {
     announce(command);
-    let status = command
-        .status()
-        .map_err(|error| not_started(command, &error))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(Failure::new(format!(
-            "{} ended with {status}",
-            shown(command)
-        )))
-    }
+    let status = command.status().map_err(|error| not_started(command, &error))?;
+    if status.success() { Ok(()) } else { Err(Failure::new(format!("{} ended with {status}", shown(command)))) }
 }
 
 /// What a command that was shown to the person printed, and whether it succeeded.
@@ -92,10 +83,7 @@ pub(crate) struct Outcome {
 /// Runs a command, shows its standard output line by line and keeps it too.
 pub(crate) fn watch(command: &mut Command) -> Result<Outcome, Failure> {
     announce(command);
-    let mut child = command
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| not_started(command, &error))?;
+    let mut child = command.stdout(Stdio::piped()).spawn().map_err(|error| not_started(command, &error))?;
     let mut lines = Vec::new();
     if let Some(stdout) = child.stdout.take() {
         for line in BufReader::new(stdout).split(b'\n') {
@@ -111,20 +99,15 @@ pub(crate) fn watch(command: &mut Command) -> Result<Outcome, Failure> {
 /// Standard output of a command that says little; `None` if it cannot be started or fails.
 pub(crate) fn ask(command: &mut Command) -> Option<String> {
     let output = command.stderr(Stdio::null()).output().ok()?;
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// The first program of these that stands in the search path.
 pub(crate) fn find_program(names: &[&str]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    names.iter().find_map(|name| {
-        std::env::split_paths(&path)
-            .map(|folder| folder.join(name))
-            .find(|file| file.is_file())
-    })
+    names
+        .iter()
+        .find_map(|name| std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file()))
 }
 
 /// A heading in the output.
@@ -151,24 +134,15 @@ pub(crate) fn shown(command: &Command) -> String {
         let text = Path::new(text.as_ref())
             .strip_prefix(&base)
             .map_or_else(|_| text.to_string(), |short| short.display().to_string());
-        if text.is_empty() || text.contains([' ', '"', '$', '*']) {
-            format!("'{text}'")
-        } else {
-            text
-        }
+        if text.is_empty() || text.contains([' ', '"', '$', '*']) { format!("'{text}'") } else { text }
     };
     let program = Path::new(command.get_program());
     let name = if program.starts_with(&base) {
         plain(command.get_program())
     } else {
-        program
-            .file_name()
-            .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+        program.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
     };
-    std::iter::once(name)
-        .chain(command.get_args().map(plain))
-        .collect::<Vec<_>>()
-        .join(" ")
+    std::iter::once(name).chain(command.get_args().map(plain)).collect::<Vec<_>>().join(" ")
 }
 
 fn announce(command: &Command) {

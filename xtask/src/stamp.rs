@@ -17,29 +17,19 @@ pub(crate) struct Stamp {
 impl Stamp {
     /// A stamp over files and folders (relative to the root, folders with all that is in them) and over
     /// facts that are no files, such as a compiler's version.
-    pub(crate) fn new(
-        name: &str,
-        inputs: &[&str],
-        facts: &[&str],
-        product: PathBuf,
-    ) -> Result<Self, Failure> {
+    pub(crate) fn new(name: &str, inputs: &[&str], facts: &[&str], product: PathBuf) -> Result<Self, Failure> {
         let mut hasher = DefaultHasher::new();
         facts.hash(&mut hasher);
         for input in inputs {
             hash_path(&run::root().join(input), &mut hasher)?;
         }
         let file = run::target("stamps")?.join(name);
-        Ok(Self {
-            file,
-            hash: format!("{:016x}", hasher.finish()),
-            product,
-        })
+        Ok(Self { file, hash: format!("{:016x}", hasher.finish()), product })
     }
 
     /// Whether the step can be left out.
     pub(crate) fn is_current(&self) -> bool {
-        self.product.exists()
-            && std::fs::read_to_string(&self.file).is_ok_and(|kept| kept == self.hash)
+        self.product.exists() && std::fs::read_to_string(&self.file).is_ok_and(|kept| kept == self.hash)
     }
 
     /// Does the step unless it is current, and remembers it.
@@ -56,14 +46,7 @@ impl Stamp {
 }
 
 /// Folders that hold what is made, not what is written.
-const MADE: [&str; 6] = [
-    "target",
-    "node_modules",
-    "pkg",
-    "dist",
-    "__pycache__",
-    ".git",
-];
+const MADE: [&str; 6] = ["target", "node_modules", "pkg", "dist", "__pycache__", ".git"];
 
 fn hash_path(path: &Path, hasher: &mut DefaultHasher) -> Result<(), Failure> {
     if path.is_dir() {
@@ -76,9 +59,7 @@ fn hash_path(path: &Path, hasher: &mut DefaultHasher) -> Result<(), Failure> {
             }
         }
     } else {
-        std::fs::read(path)
-            .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?
-            .hash(hasher);
+        std::fs::read(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?.hash(hasher);
     }
     Ok(())
 }
@@ -89,10 +70,7 @@ mod tests {
 
     #[test]
     fn a_step_runs_once_for_the_same_inputs_and_again_for_others() {
-        let product = run::target("stamps")
-            .map(|folder| folder.join("test-product"))
-            .ok()
-            .unwrap_or_default();
+        let product = run::target("stamps").map(|folder| folder.join("test-product")).ok().unwrap_or_default();
         let _ = std::fs::remove_file(&product);
         let runs = std::cell::Cell::new(0);
         let step = |fact: &str| {
@@ -114,9 +92,7 @@ mod tests {
     #[test]
     fn a_failed_step_is_not_remembered() {
         let stamp = Stamp::new("test-failed", &[], &["x"], run::root());
-        let stamp = stamp
-            .ok()
-            .filter(|stamp| stamp.step(|| Err(Failure::new("no"))).is_err());
+        let stamp = stamp.ok().filter(|stamp| stamp.step(|| Err(Failure::new("no"))).is_err());
         assert!(stamp.is_some_and(|stamp| !stamp.is_current()));
     }
 }

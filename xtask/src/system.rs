@@ -27,16 +27,8 @@ pub(crate) enum Need {
 }
 
 impl Need {
-    pub(crate) const ALL: [Self; 8] = [
-        Self::Qemu,
-        Self::Ext4,
-        Self::Venv,
-        Self::Node,
-        Self::Chromium,
-        Self::WasmStd,
-        Self::Std32,
-        Self::Timers,
-    ];
+    pub(crate) const ALL: [Self; 8] =
+        [Self::Qemu, Self::Ext4, Self::Venv, Self::Node, Self::Chromium, Self::WasmStd, Self::Std32, Self::Timers];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -69,9 +61,7 @@ impl Need {
         let has = |name: &str| run::find_program(&[name]).is_some();
         match self {
             Self::Qemu => has("qemu-img") && has("qemu-io") && has("qemu-nbd"),
-            Self::Ext4 => ["mkfs.ext4", "debugfs"]
-                .iter()
-                .all(|name| has(name) || in_sbin(name)),
+            Self::Ext4 => ["mkfs.ext4", "debugfs"].iter().all(|name| has(name) || in_sbin(name)),
             Self::Venv => python().is_some(),
             Self::Node => has("node") && has("npm"),
             Self::Chromium => chromium().is_some(),
@@ -85,11 +75,7 @@ impl Need {
 /// Installs what is missing of these. On a Debian-like system, as root, that is one `apt-get install`;
 /// elsewhere the line is named and the routine stops.
 pub(crate) fn provide(needs: &[Need]) -> Result<(), Failure> {
-    let missing: Vec<Need> = needs
-        .iter()
-        .copied()
-        .filter(|need| !need.is_met())
-        .collect();
+    let missing: Vec<Need> = needs.iter().copied().filter(|need| !need.is_met()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -111,22 +97,14 @@ pub(crate) fn provide(needs: &[Need]) -> Result<(), Failure> {
             remedies(&missing)
         )));
     }
-    run::call(
-        run::command("apt-get")
-            .args(["-q", "update"])
-            .env("DEBIAN_FRONTEND", "noninteractive"),
-    )?;
+    run::call(run::command("apt-get").args(["-q", "update"]).env("DEBIAN_FRONTEND", "noninteractive"))?;
     run::call(
         run::command("apt-get")
             .args(["-q", "install", "-y", "--no-install-recommends"])
             .args(&packages)
             .env("DEBIAN_FRONTEND", "noninteractive"),
     )?;
-    let still: Vec<&str> = missing
-        .iter()
-        .filter(|need| !need.is_met())
-        .map(|need| need.name())
-        .collect();
+    let still: Vec<&str> = missing.iter().filter(|need| !need.is_met()).map(|need| need.name()).collect();
     if still.is_empty() {
         Ok(())
     } else {
@@ -152,10 +130,7 @@ pub(crate) fn packages_for(needs: &[Need]) -> Vec<&'static str> {
 
 /// The line that installs packages on a Debian-like system.
 pub(crate) fn install_line(packages: &[&str]) -> String {
-    format!(
-        "apt-get update && apt-get install -y --no-install-recommends {}",
-        packages.join(" ")
-    )
+    format!("apt-get update && apt-get install -y --no-install-recommends {}", packages.join(" "))
 }
 
 /// A Python new enough that can make virtual environments.
@@ -169,17 +144,9 @@ pub(crate) fn python() -> Option<PathBuf> {
 
 /// The browser for the browser tests: `QCOWKIT_CHROMIUM`, or what the search path has.
 pub(crate) fn chromium() -> Option<PathBuf> {
-    let named = std::env::var_os("QCOWKIT_CHROMIUM")
-        .map(PathBuf::from)
-        .filter(|path| path.is_file());
+    let named = std::env::var_os("QCOWKIT_CHROMIUM").map(PathBuf::from).filter(|path| path.is_file());
     named.or_else(|| {
-        run::find_program(&[
-            "chromium",
-            "chromium-browser",
-            "google-chrome",
-            "google-chrome-stable",
-            "chrome",
-        ])
+        run::find_program(&["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"])
     })
 }
 
@@ -205,9 +172,7 @@ fn remedies(missing: &[Need]) -> String {
 
 /// Debian keeps administrators' tools out of a user's search path.
 fn in_sbin(name: &str) -> bool {
-    ["/usr/sbin", "/sbin"]
-        .iter()
-        .any(|folder| Path::new(folder).join(name).is_file())
+    ["/usr/sbin", "/sbin"].iter().any(|folder| Path::new(folder).join(name).is_file())
 }
 
 /// Whether the C compiler has the start-up files that a 32-bit program is linked with.

@@ -12,21 +12,9 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    pub(crate) const PASSED: Self = Self {
-        passed: 1,
-        failed: 0,
-        skipped: 0,
-    };
-    pub(crate) const FAILED: Self = Self {
-        passed: 0,
-        failed: 1,
-        skipped: 0,
-    };
-    pub(crate) const SKIPPED: Self = Self {
-        passed: 0,
-        failed: 0,
-        skipped: 1,
-    };
+    pub(crate) const PASSED: Self = Self { passed: 1, failed: 0, skipped: 0 };
+    pub(crate) const FAILED: Self = Self { passed: 0, failed: 1, skipped: 0 };
+    pub(crate) const SKIPPED: Self = Self { passed: 0, failed: 0, skipped: 1 };
 
     /// A check that either holds or not.
     pub(crate) fn of(holds: bool) -> Self {
@@ -93,41 +81,23 @@ pub(crate) fn pytest(line: &str) -> Option<Tally> {
 
 /// Node's test runner: `# pass 3` (TAP) or `i pass 3` with an information sign, one line a count.
 pub(crate) fn node(line: &str) -> Option<Tally> {
-    let mut words = line
-        .trim()
-        .trim_start_matches(['#', '\u{2139}', ' '])
-        .split(' ');
+    let mut words = line.trim().trim_start_matches(['#', '\u{2139}', ' ']).split(' ');
     let (word, count) = (words.next()?, words.next()?.parse().ok()?);
     if words.next().is_some() || !line.starts_with(['#', '\u{2139}']) {
         return None;
     }
     match word {
-        "pass" => Some(Tally {
-            passed: count,
-            ..Tally::default()
-        }),
-        "fail" | "cancelled" => Some(Tally {
-            failed: count,
-            ..Tally::default()
-        }),
-        "skipped" | "todo" => Some(Tally {
-            skipped: count,
-            ..Tally::default()
-        }),
+        "pass" => Some(Tally { passed: count, ..Tally::default() }),
+        "fail" | "cancelled" => Some(Tally { failed: count, ..Tally::default() }),
+        "skipped" | "todo" => Some(Tally { skipped: count, ..Tally::default() }),
         _ => None,
     }
 }
 
 /// The number in front of a word: 3 in `ok. 3 passed; 0 failed`.
 fn before(text: &str, word: &str) -> Option<u64> {
-    let words: Vec<&str> = text
-        .split([' ', ';', ','])
-        .filter(|part| !part.is_empty())
-        .collect();
-    words
-        .windows(2)
-        .find(|pair| pair[1] == word)
-        .and_then(|pair| pair[0].parse().ok())
+    let words: Vec<&str> = text.split([' ', ';', ',']).filter(|part| !part.is_empty()).collect();
+    words.windows(2).find(|pair| pair[1] == word).and_then(|pair| pair[0].parse().ok())
 }
 
 #[cfg(test)]
@@ -135,11 +105,7 @@ mod tests {
     use super::*;
 
     fn counts(passed: u64, failed: u64, skipped: u64) -> Option<Tally> {
-        Some(Tally {
-            passed,
-            failed,
-            skipped,
-        })
+        Some(Tally { passed, failed, skipped })
     }
 
     #[test]
@@ -151,14 +117,8 @@ mod tests {
 
     #[test]
     fn pytest_closing_lines_are_counted() {
-        assert_eq!(
-            pytest("===== 2 failed, 10 passed, 1 skipped in 0.12s ====="),
-            counts(10, 2, 1)
-        );
-        assert_eq!(
-            pytest("1 passed, 2 errors in 61.00s (0:01:01)"),
-            counts(1, 2, 0)
-        );
+        assert_eq!(pytest("===== 2 failed, 10 passed, 1 skipped in 0.12s ====="), counts(10, 2, 1));
+        assert_eq!(pytest("1 passed, 2 errors in 61.00s (0:01:01)"), counts(1, 2, 0));
         assert_eq!(pytest("installed 3 packages in 2s"), None);
         assert_eq!(pytest("no tests ran in 0.01s"), None);
     }
@@ -177,14 +137,7 @@ mod tests {
         assert_eq!(Tally::read(&none, true, cargo), Tally::FAILED);
         let good = ["test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured".to_owned()];
         assert_eq!(Tally::read(&good, true, cargo).failed, 0);
-        assert_eq!(
-            Tally::read(&good, false, cargo),
-            Tally {
-                passed: 2,
-                failed: 1,
-                skipped: 0
-            }
-        );
+        assert_eq!(Tally::read(&good, false, cargo), Tally { passed: 2, failed: 1, skipped: 0 });
     }
 
     #[test]

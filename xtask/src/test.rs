@@ -18,30 +18,10 @@ struct Part {
 }
 
 const PARTS: [Part; 5] = [
-    Part {
-        name: "tidy",
-        needs: &[],
-        obstacle: nothing,
-        run: tidy::test,
-    },
-    Part {
-        name: "rust",
-        needs: &[Need::Qemu, Need::Ext4],
-        obstacle: nothing,
-        run: rust::test,
-    },
-    Part {
-        name: "32-bit",
-        needs: &[Need::Std32],
-        obstacle: rust::not_x86_linux,
-        run: rust::test_32_bit,
-    },
-    Part {
-        name: "python",
-        needs: &[Need::Qemu, Need::Venv],
-        obstacle: nothing,
-        run: python::test,
-    },
+    Part { name: "tidy", needs: &[], obstacle: nothing, run: tidy::test },
+    Part { name: "rust", needs: &[Need::Qemu, Need::Ext4], obstacle: nothing, run: rust::test },
+    Part { name: "32-bit", needs: &[Need::Std32], obstacle: rust::not_x86_linux, run: rust::test_32_bit },
+    Part { name: "python", needs: &[Need::Qemu, Need::Venv], obstacle: nothing, run: python::test },
     Part {
         name: "wasm",
         needs: &[Need::Qemu, Need::WasmStd, Need::Node, Need::Chromium],
@@ -52,17 +32,10 @@ const PARTS: [Part; 5] = [
 
 /// The verb.
 pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
-    if let Some(unknown) = arguments
-        .iter()
-        .find(|name| !PARTS.iter().any(|part| part.name == *name))
-    {
-        return Err(Failure::new(format!(
-            "no part {unknown}; there are {}",
-            part_names().join(", ")
-        )));
+    if let Some(unknown) = arguments.iter().find(|name| !PARTS.iter().any(|part| part.name == *name)) {
+        return Err(Failure::new(format!("no part {unknown}; there are {}", part_names().join(", "))));
     }
-    let chosen =
-        |part: &&Part| arguments.is_empty() || arguments.iter().any(|name| name == part.name);
+    let chosen = |part: &&Part| arguments.is_empty() || arguments.iter().any(|name| name == part.name);
     let mut report = Report::default();
     let mut parts = Vec::new();
     for part in PARTS.iter().filter(chosen) {
@@ -80,11 +53,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
         if let Err(failure) = (part.run)(&mut report) {
             report.add(&format!("{}: {failure}", part.name), Tally::FAILED);
         }
-        run::say(&format!(
-            "   {} took {} s",
-            part.name,
-            start.elapsed().as_secs()
-        ));
+        run::say(&format!("   {} took {} s", part.name, start.elapsed().as_secs()));
     }
     report.close()
 }

@@ -34,10 +34,7 @@ pub(crate) fn test(report: &mut Report) -> Result<(), Failure> {
         }
     }
     for (name, rule) in RULES {
-        let complaints: Vec<String> = files
-            .iter()
-            .flat_map(|(path, text)| rule(path, text))
-            .collect();
+        let complaints: Vec<String> = files.iter().flat_map(|(path, text)| rule(path, text)).collect();
         for complaint in &complaints {
             run::complain(&format!("   {complaint}"));
         }
@@ -47,15 +44,9 @@ pub(crate) fn test(report: &mut Report) -> Result<(), Failure> {
 }
 
 fn long_files(path: &str, text: &str) -> Vec<String> {
-    let source = [".rs", ".py", ".ts", ".js", ".mjs"]
-        .iter()
-        .any(|ending| path.ends_with(ending));
+    let source = [".rs", ".py", ".ts", ".js", ".mjs"].iter().any(|ending| path.ends_with(ending));
     let lines = text.lines().count();
-    if source && lines > LINES {
-        vec![format!("{path}: {lines} lines")]
-    } else {
-        Vec::new()
-    }
+    if source && lines > LINES { vec![format!("{path}: {lines} lines")] } else { Vec::new() }
 }
 
 fn machine_paths(path: &str, text: &str) -> Vec<String> {
@@ -68,29 +59,17 @@ fn machine_paths(path: &str, text: &str) -> Vec<String> {
         })
     };
     let guilty = |line: &&str| homes.iter().any(|home| starts(line, home));
-    text.lines()
-        .filter(guilty)
-        .map(|line| format!("{path}: {}", line.trim()))
-        .collect()
+    text.lines().filter(guilty).map(|line| format!("{path}: {}", line.trim())).collect()
 }
 
 fn download_addresses(path: &str, text: &str) -> Vec<String> {
     let guilty = path.ends_with("package-lock.json") && text.contains("\"resolved\": \"http");
-    if guilty {
-        vec![format!("{path} holds addresses: see wasm/.npmrc")]
-    } else {
-        Vec::new()
-    }
+    if guilty { vec![format!("{path} holds addresses: see wasm/.npmrc")] } else { Vec::new() }
 }
 
 fn readme_commands(path: &str, text: &str) -> Vec<String> {
-    let lacking =
-        |command: &&&str| path == "README.md" && !text.lines().any(|line| line.trim() == **command);
-    COMMANDS
-        .iter()
-        .filter(lacking)
-        .map(|command| format!("README.md has no line '{command}'"))
-        .collect()
+    let lacking = |command: &&&str| path == "README.md" && !text.lines().any(|line| line.trim() == **command);
+    COMMANDS.iter().filter(lacking).map(|command| format!("README.md has no line '{command}'")).collect()
 }
 
 #[cfg(test)]
@@ -116,18 +95,13 @@ mod tests {
     #[test]
     fn the_readme_must_show_both_commands_on_lines_of_their_own() {
         assert_eq!(readme_commands("README.md", "cargo xtask demo\n").len(), 1);
-        assert!(
-            readme_commands("README.md", "    cargo xtask demo\ncargo xtask test\n").is_empty()
-        );
+        assert!(readme_commands("README.md", "    cargo xtask demo\ncargo xtask test\n").is_empty());
         assert!(readme_commands("docs/other.md", "").is_empty());
     }
 
     #[test]
     fn an_address_in_the_lock_file_is_found() {
-        assert_eq!(
-            download_addresses("wasm/package-lock.json", "\"resolved\": \"https://x\"").len(),
-            1
-        );
+        assert_eq!(download_addresses("wasm/package-lock.json", "\"resolved\": \"https://x\"").len(), 1);
         assert!(download_addresses("wasm/package-lock.json", "\"integrity\": \"x\"").is_empty());
     }
 }

@@ -45,9 +45,7 @@ pub(crate) fn wasm32() -> Option<Std> {
         let lld = sysroot.join("lib/rustlib").join(host).join("bin/rust-lld");
         lld.exists().then_some(lld)
     };
-    find(WASM, || {
-        rust_lld().or_else(|| run::find_program(&["rust-lld", "wasm-ld"]))
-    })
+    find(WASM, || rust_lld().or_else(|| run::find_program(&["rust-lld", "wasm-ld"])))
 }
 
 /// How to compile for 32-bit x86, if that is possible here.
@@ -61,9 +59,7 @@ impl Std {
     pub(crate) fn apply(&self, cargo: &mut Command, target: &str, libraries: &str) {
         cargo.args(["--target", target]);
         if let Self::Built { rustc, linker } = self {
-            cargo
-                .arg(format!("-Zbuild-std={libraries}"))
-                .env("RUSTC_BOOTSTRAP", "1");
+            cargo.arg(format!("-Zbuild-std={libraries}")).env("RUSTC_BOOTSTRAP", "1");
             if let Some(rustc) = rustc {
                 cargo.env("RUSTC", rustc);
                 cargo.env("RUSTDOC", rustc.with_file_name("rustdoc"));
@@ -77,25 +73,14 @@ impl Std {
 
     /// The compiler and the way, for stamps and for people.
     pub(crate) fn describe(&self) -> String {
-        let version = |rustc: &Path| {
-            run::ask(run::command(rustc).arg("--version")).unwrap_or_else(|| "unknown".into())
-        };
+        let version = |rustc: &Path| run::ask(run::command(rustc).arg("--version")).unwrap_or_else(|| "unknown".into());
         match self {
             Self::Installed => format!("in the toolchain ({})", version(Path::new("rustc"))),
             Self::Built { rustc: None, .. } => {
-                format!(
-                    "built from the toolchain's source ({})",
-                    version(Path::new("rustc"))
-                )
+                format!("built from the toolchain's source ({})", version(Path::new("rustc")))
             }
-            Self::Built {
-                rustc: Some(rustc), ..
-            } => {
-                format!(
-                    "built from source for {} ({})",
-                    rustc.display(),
-                    version(rustc)
-                )
+            Self::Built { rustc: Some(rustc), .. } => {
+                format!("built from source for {} ({})", rustc.display(), version(rustc))
             }
         }
     }
@@ -107,17 +92,11 @@ fn find(target: &str, linker: impl FnOnce() -> Option<PathBuf>) -> Option<Std> {
         return Some(Std::Installed);
     }
     if has_source(&own) {
-        return Some(Std::Built {
-            rustc: None,
-            linker: None,
-        });
+        return Some(Std::Built { rustc: None, linker: None });
     }
     let debian = Path::new("/usr/bin/rustc");
     let usable = has_source(&sysroot(debian)?) && minor_version(debian)? >= minimum()?;
-    usable.then(|| Std::Built {
-        rustc: Some(debian.to_path_buf()),
-        linker: linker(),
-    })
+    usable.then(|| Std::Built { rustc: Some(debian.to_path_buf()), linker: linker() })
 }
 
 fn sysroot(rustc: impl AsRef<std::ffi::OsStr>) -> Option<PathBuf> {
@@ -125,18 +104,12 @@ fn sysroot(rustc: impl AsRef<std::ffi::OsStr>) -> Option<PathBuf> {
 }
 
 fn has_source(sysroot: &Path) -> bool {
-    sysroot
-        .join("lib/rustlib/src/rust/library/Cargo.lock")
-        .is_file()
+    sysroot.join("lib/rustlib/src/rust/library/Cargo.lock").is_file()
 }
 
 /// 96 for `rustc 1.96.0 (...)`.
 fn minor_version(rustc: &Path) -> Option<u32> {
-    minor(
-        run::ask(run::command(rustc).arg("--version"))?
-            .split(' ')
-            .nth(1)?,
-    )
+    minor(run::ask(run::command(rustc).arg("--version"))?.split(' ').nth(1)?)
 }
 
 /// The workspace's `rust-version`, which xtask's own package inherits.
@@ -162,26 +135,12 @@ mod tests {
 
     #[test]
     fn a_built_library_names_its_compiler_and_linker_to_cargo() {
-        let std = Std::Built {
-            rustc: Some("/usr/bin/rustc".into()),
-            linker: Some("/x/rust-lld".into()),
-        };
+        let std = Std::Built { rustc: Some("/usr/bin/rustc".into()), linker: Some("/x/rust-lld".into()) };
         let mut cargo = Command::new("cargo");
         std.apply(&mut cargo, WASM, "core,alloc");
-        let arguments: Vec<_> = cargo
-            .get_args()
-            .map(|part| part.to_string_lossy())
-            .collect();
+        let arguments: Vec<_> = cargo.get_args().map(|part| part.to_string_lossy()).collect();
         assert_eq!(arguments, ["--target", WASM, "-Zbuild-std=core,alloc"]);
-        let has = |key: &str| {
-            cargo
-                .get_envs()
-                .any(|(name, value)| name == key && value.is_some())
-        };
-        assert!(
-            has("RUSTC")
-                && has("RUSTC_BOOTSTRAP")
-                && has("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER")
-        );
+        let has = |key: &str| cargo.get_envs().any(|(name, value)| name == key && value.is_some());
+        assert!(has("RUSTC") && has("RUSTC_BOOTSTRAP") && has("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER"));
     }
 }

@@ -10,15 +10,8 @@ use crate::test::Report;
 use crate::toolchain::{self, Std, WASM};
 
 /// What the package is made from.
-const SOURCES: [&str; 7] = [
-    "Cargo.toml",
-    "Cargo.lock",
-    "core",
-    "wasm/Cargo.toml",
-    "wasm/src",
-    "wasm/package-lock.json",
-    "xtask/bindgen",
-];
+const SOURCES: [&str; 7] =
+    ["Cargo.toml", "Cargo.lock", "core", "wasm/Cargo.toml", "wasm/src", "wasm/package-lock.json", "xtask/bindgen"];
 
 /// The verb `wasm`: builds the package.
 pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
@@ -38,34 +31,19 @@ pub(crate) fn test(report: &mut Report) -> Result<(), Failure> {
     crate::rust::test_alloc_only(report, &std);
     build(&std)?;
     let chromium = system::chromium().ok_or_else(|| Failure::new("no Chromium found"))?;
-    report.check(
-        "wasm: types",
-        run::command(script("tsc")).args(["--project", "wasm/tsconfig.json"]),
-    );
+    report.check("wasm: types", run::command(script("tsc")).args(["--project", "wasm/tsconfig.json"]));
     let node = |folder: &str| {
         let mut node = run::command("node");
-        node.args(["--test", "--test-reporter=spec", folder])
-            .env("QCOWKIT_CHROMIUM", &chromium);
+        node.args(["--test", "--test-reporter=spec", folder]).env("QCOWKIT_CHROMIUM", &chromium);
         node
     };
-    report.runner(
-        "wasm: tests in Node",
-        &mut node("wasm/test/node/"),
-        tally::node,
-    )?;
-    report.runner(
-        "wasm: tests in Chromium",
-        &mut node("wasm/test/browser/"),
-        tally::node,
-    )
+    report.runner("wasm: tests in Node", &mut node("wasm/test/node/"), tally::node)?;
+    report.runner("wasm: tests in Chromium", &mut node("wasm/test/browser/"), tally::node)
 }
 
 fn standard_library() -> Result<Std, Failure> {
     let std = toolchain::wasm32().ok_or_else(|| Failure::new(toolchain::WASM_REMEDIES))?;
-    run::say(&format!(
-        "   the standard library for {WASM} is {}",
-        std.describe()
-    ));
+    run::say(&format!("   the standard library for {WASM} is {}", std.describe()));
     Ok(std)
 }
 
@@ -73,28 +51,14 @@ fn standard_library() -> Result<Std, Failure> {
 fn build(std: &Std) -> Result<(), Failure> {
     packages()?;
     let pkg = run::root().join("wasm/pkg");
-    Stamp::new(
-        "wasm-package",
-        &SOURCES,
-        &[&std.describe()],
-        pkg.join("web/qcowkit_bg.wasm"),
-    )?
-    .step(|| {
+    Stamp::new("wasm-package", &SOURCES, &[&std.describe()], pkg.join("web/qcowkit_bg.wasm"))?.step(|| {
         let mut cargo = run::cargo("wasm");
         cargo.args(["build", "-q", "-p", "qcowkit-wasm", "--profile", "wasm"]);
         std.apply(&mut cargo, WASM, "std,panic_abort");
         run::call(&mut cargo)?;
         // The very wasm-bindgen that the module was compiled against: no version can differ.
-        let module = run::root()
-            .join("target/wasm")
-            .join(WASM)
-            .join("wasm/qcowkit_wasm.wasm");
-        run::call(
-            run::cargo("xtask")
-                .args(["run", "-q", "-p", "xtask-bindgen", "--"])
-                .arg(module)
-                .arg(&pkg),
-        )?;
+        let module = run::root().join("target/wasm").join(WASM).join("wasm/qcowkit_wasm.wasm");
+        run::call(run::cargo("xtask").args(["run", "-q", "-p", "xtask-bindgen", "--"]).arg(module).arg(&pkg))?;
         for package in ["web", "nodejs", "bundler"] {
             let module = pkg.join(package).join("qcowkit_bg.wasm");
             run::call(

@@ -28,12 +28,9 @@ fn main() -> ExitCode {
 
 fn generate(module: &Path, package: &str, out: &Path) -> Result<(), String> {
     let mut bindgen = Bindgen::new();
-    bindgen
-        .input_path(module)
-        .out_name("qcowkit")
-        .typescript(true);
+    bindgen.input_path(module).out_name("qcowkit").typescript(true);
     match package {
-        "web" => bindgen.web(true),
+        "web" => bindgen.omit_default_module_path(false).web(true),
         "nodejs" => bindgen.nodejs_module(true),
         _ => bindgen.bundler(true),
     }
