@@ -36,6 +36,7 @@ extern crate std;
 pub mod codec;
 pub mod error;
 pub mod format;
+pub mod metadata;
 pub mod storage;
 
 pub use error::{Error, ErrorKind, Result, Site, Structure};

@@ -1,0 +1,3 @@
+//! Tables in memory, and the decisions about their entries.
+
+pub mod decide;
