@@ -57,6 +57,47 @@ pub enum ErrorKind {
     Poisoned(String),
 }
 
+impl ErrorKind {
+    /// Every code that [`ErrorKind::code`] gives.
+    pub const CODES: [&'static str; 14] = [
+        "storage",
+        "not_qcow2",
+        "corrupt",
+        "unsupported",
+        "encrypted",
+        "denied",
+        "invalid_argument",
+        "out_of_range",
+        "read_only",
+        "locked",
+        "limit",
+        "no_space",
+        "codec",
+        "poisoned",
+    ];
+
+    /// The kind's name for programs: the `code` of Python exceptions and JavaScript errors. It never changes.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Storage(_) => "storage",
+            Self::NotQcow2 => "not_qcow2",
+            Self::Corrupt(_) => "corrupt",
+            Self::Unsupported(_) => "unsupported",
+            Self::Encrypted(_) => "encrypted",
+            Self::Denied(_) => "denied",
+            Self::InvalidArgument(_) => "invalid_argument",
+            Self::OutOfRange => "out_of_range",
+            Self::ReadOnly => "read_only",
+            Self::Locked(_) => "locked",
+            Self::Limit(_) => "limit",
+            Self::NoSpace(_) => "no_space",
+            Self::Codec(_) => "codec",
+            Self::Poisoned(_) => "poisoned",
+        }
+    }
+}
+
 /// A structure of the format, as error messages, reports and JSON name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -93,6 +134,30 @@ pub enum Structure {
     BackingFile,
     /// The external data file.
     DataFile,
+}
+
+impl Structure {
+    /// The structure's name for programs, the same as in JSON.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Header => "header",
+            Self::HeaderExtension => "header_extension",
+            Self::L1Table => "l1_table",
+            Self::L2Table => "l2_table",
+            Self::RefcountTable => "refcount_table",
+            Self::RefcountBlock => "refcount_block",
+            Self::DataCluster => "data_cluster",
+            Self::CompressedCluster => "compressed_cluster",
+            Self::SnapshotTable => "snapshot_table",
+            Self::BitmapDirectory => "bitmap_directory",
+            Self::BitmapTable => "bitmap_table",
+            Self::BitmapData => "bitmap_data",
+            Self::CryptoHeader => "crypto_header",
+            Self::BackingFile => "backing_file",
+            Self::DataFile => "data_file",
+        }
+    }
 }
 
 impl fmt::Display for Structure {
@@ -278,6 +343,41 @@ impl core::error::Error for Error {
         match &self.0.kind {
             ErrorKind::Storage(source) => Some(source),
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_code_of_its_own_that_is_listed() {
+        let kinds = [
+            ErrorKind::Storage(StorageError::new(crate::storage::StorageErrorKind::NoSpace, "write")),
+            ErrorKind::NotQcow2,
+            ErrorKind::Corrupt(String::new()),
+            ErrorKind::Unsupported(String::new()),
+            ErrorKind::Encrypted(String::new()),
+            ErrorKind::Denied(String::new()),
+            ErrorKind::InvalidArgument(String::new()),
+            ErrorKind::OutOfRange,
+            ErrorKind::ReadOnly,
+            ErrorKind::Locked(String::new()),
+            ErrorKind::Limit(String::new()),
+            ErrorKind::NoSpace(String::new()),
+            ErrorKind::Codec(String::new()),
+            ErrorKind::Poisoned(String::new()),
+        ];
+        assert_eq!(kinds.map(|kind| kind.code()), ErrorKind::CODES);
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn a_structure_has_the_same_name_in_json() {
+        for structure in [Structure::L1Table, Structure::HeaderExtension, Structure::CryptoHeader] {
+            let json = serde_json::to_value(structure).unwrap();
+            assert_eq!(json, structure.code());
         }
     }
 }
