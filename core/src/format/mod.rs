@@ -3,16 +3,31 @@
 //! Masks, shifts and field positions are known here alone (and each once); the floors above see enums and typed
 //! offsets.
 
+mod bitmap;
 mod entry;
+mod extension;
+mod features;
 mod geometry;
+mod header;
 mod limits;
+mod name;
 mod offset;
 mod reader;
 mod refcount;
+mod snapshot;
+mod validate;
 
+pub use bitmap::{BitmapEntry, BitmapFlags, BitmapTableEntry};
 pub use entry::{CompressedRange, EntryError, HostRef, L1Entry, L2Entry, L2Kind, RawL2Entry, Subclusters};
+pub use extension::{BitmapsExtension, Extension};
+pub use features::{AutoclearFeatures, CompatibleFeatures, FeatureKind, FeatureName, IncompatibleFeatures};
 pub use geometry::Geometry;
+pub use header::{Header, HeaderArea, WriteObstacles};
 pub use limits::*;
+pub use name::Name;
 pub use offset::{GuestCluster, GuestOffset, HostCluster, HostOffset};
 pub use reader::Reader;
-pub use refcount::{max_refcount, read_refcount, write_refcount};
+pub use refcount::{
+    decode_refcount_table_entry, encode_refcount_table_entry, max_refcount, read_refcount, write_refcount,
+};
+pub use snapshot::Snapshot;

@@ -2,6 +2,32 @@
 
 use byteorder::{BigEndian, ByteOrder};
 
+use super::{EntryError, Geometry, HostOffset};
+
+/// Bits 9 to 63 of a refcount table entry.
+const TABLE_ENTRY_OFFSET: u64 = 0xffff_ffff_ffff_fe00;
+
+/// The place of the refcount block that a refcount table entry names; `None` where there is none.
+///
+/// # Errors
+/// Reserved bits, or an offset that is not aligned.
+pub fn decode_refcount_table_entry(raw: u64, geometry: &Geometry) -> Result<Option<HostOffset>, EntryError> {
+    let offset = raw & TABLE_ENTRY_OFFSET;
+    if raw != offset {
+        return Err(EntryError::ReservedBits);
+    }
+    if !geometry.is_aligned(offset) {
+        return Err(EntryError::Unaligned);
+    }
+    Ok((offset != 0).then_some(HostOffset::new(offset)))
+}
+
+/// The bits of a refcount table entry.
+#[must_use]
+pub fn encode_refcount_table_entry(block: Option<HostOffset>) -> u64 {
+    block.map_or(0, |offset| offset.get() & TABLE_ENTRY_OFFSET)
+}
+
 /// The largest refcount that `1 << order` bits hold. `order` is 0 to 6.
 #[must_use]
 pub fn max_refcount(order: u32) -> u64 {
@@ -89,6 +115,18 @@ mod tests {
                 assert_eq!(write_refcount(&mut block, 0, order, max_refcount(order) + 1), None);
             }
         }
+    }
+
+    #[test]
+    fn table_entries() {
+        let geometry = Geometry::new(3, 16, 4, false, false, 1 << 30).unwrap();
+        let decode = |raw| decode_refcount_table_entry(raw, &geometry);
+        assert_eq!(decode(0), Ok(None));
+        let far = Some(HostOffset::new(0xff00_0000_0002_0000));
+        assert_eq!(decode(0xff00_0000_0002_0000), Ok(far));
+        assert_eq!(encode_refcount_table_entry(far), 0xff00_0000_0002_0000);
+        assert_eq!(decode(0x20001), Err(EntryError::ReservedBits));
+        assert_eq!(decode(0x20200), Err(EntryError::Unaligned));
     }
 
     #[test]
