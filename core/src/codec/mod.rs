@@ -82,7 +82,25 @@ impl str::FromStr for CompressionType {
     }
 }
 
-/// What packs and unpacks clusters. Calls do not depend on each other, so one value may serve many threads.
+/// What packs and unpacks clusters.
+///
+/// ```
+/// # #[cfg(feature = "zlib")] {
+/// use qcowkit_core::codec::{BuiltinCodecs, Codecs, CompressionType};
+///
+/// let cluster = vec![7; 65536];
+/// let mut packed = Vec::new();
+/// assert!(BuiltinCodecs.compress(CompressionType::Zlib, &cluster, &mut packed)?);
+///
+/// packed.resize(packed.len().next_multiple_of(512), 0xff);
+/// let mut unpacked = vec![0; 65536];
+/// BuiltinCodecs.decompress(CompressionType::Zlib, &packed, &mut unpacked)?;
+/// assert_eq!(unpacked, cluster);
+/// # }
+/// # Ok::<(), qcowkit_core::Error>(())
+/// ```
+///
+/// Calls do not depend on each other, so one value may serve many threads.
 ///
 /// A method that an implementation does not have is [`ErrorKind::Unsupported`]; everything else that goes wrong is
 /// [`ErrorKind::Codec`]. No bytes make a call panic, and memory stays within a small multiple of the cluster size.

@@ -15,6 +15,27 @@
 //! 5. Version 2 cannot say "zero": zeros become a discard, or are refused when the backing file would shine through.
 //! 6. Holes for clusters that are given back wait for the commit ([`HostOp::AfterCommit`]).
 //!
+//! ```
+//! use qcowkit_core::format::{Geometry, HostOffset, HostRef, L2Entry};
+//! use qcowkit_core::metadata::decide::{Context, DiscardPolicy, HostOp, Release, Unref, discard};
+//!
+//! let geometry = Geometry::new(3, 16, 4, false, false, 1 << 30).expect("64 KiB clusters");
+//! let policy = DiscardPolicy { unref: Unref::RetainUnshared, ..DiscardPolicy::default() };
+//! let ctx = Context::request(geometry, policy);
+//!
+//! // Ours alone: the place stays ours and becomes a hole.
+//! let own = HostRef { offset: HostOffset::new(0x50000), copied: true };
+//! let step = discard(L2Entry::normal(own, &geometry), &ctx);
+//! assert_eq!(step.entry, L2Entry::zero_allocated(own, &geometry));
+//! assert!(matches!(step.host_op, HostOp::Now(..)));
+//!
+//! // Shared with a snapshot: its bytes are not ours to touch.
+//! let shared = HostRef { copied: false, ..own };
+//! let step = discard(L2Entry::normal(shared, &geometry), &ctx);
+//! assert_eq!(step.entry, L2Entry::zero_plain(&geometry));
+//! assert!(matches!(step.release, Release::Refs(_)));
+//! ```
+//!
 //! Not decided here, but by the caller: whether the image was opened with `discard=ignore`, how a request is cut into
 //! clusters, and the bytes of those parts of a request that are smaller than a (sub)cluster.
 
