@@ -36,6 +36,7 @@ extern crate std;
 pub mod codec;
 pub mod error;
 pub mod format;
+pub mod image;
 pub mod metadata;
 pub mod storage;
 

@@ -1,3 +1,353 @@
-//! Tables in memory, and the decisions about their entries.
+//! Tables in memory: L1, L2 slices, refcounts; allocation; what a discard decides; and the one order in which all of
+//! it reaches storage.
+//!
+//! # Law 4
+//! On storage, every refcount is at least the number of references, at every instant. So increments are stored at
+//! once, decrements wait in quarantine until the removal of the reference is durable, and [`Metadata::commit`] is the
+//! only place that writes what makes clusters reachable.
 
+mod allocate;
+mod commit;
 pub mod decide;
+mod refcounts;
+mod slices;
+
+use alloc::collections::BTreeSet;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use byteorder::{BigEndian, ByteOrder};
+
+use crate::error::{Error, ErrorKind, Result, Structure};
+use crate::format::{Geometry, GuestCluster, HeaderArea, HostCluster, HostOffset, HostRef, L1Entry, L2Entry};
+use crate::storage::{ReadStorage, Storage};
+
+pub use allocate::AllocationPolicy;
+pub(crate) use allocate::Run;
+pub(crate) use commit::Quarantined;
+pub use decide::{DiscardPolicy, DiscardType, Pass, RetainedOp, Unref};
+
+use refcounts::Refcounts;
+use slices::SliceCache;
+
+/// How the tables are kept in memory and how clusters are found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetadataOptions {
+    /// Bytes of one L2 slice (QEMU: `l2-cache-entry-size`); 512 up to the cluster size. It is also the most that one
+    /// allocation covers, as in QEMU.
+    pub slice_bytes: u64,
+    /// Bytes of L2 slices kept in memory (QEMU: `l2-cache-size`). Dirty slices can exceed it until the next commit.
+    pub cache_bytes: u64,
+    /// Where new clusters are taken from.
+    pub allocation: AllocationPolicy,
+    /// Released clusters wait in quarantine for the next commit. When an allocation finds more bytes than this
+    /// waiting, it commits first. 0 commits before every allocation that follows a release: clusters are reused as
+    /// early as QEMU reuses them, at the price of two barriers.
+    pub quarantine_bytes: u64,
+    /// Whether clusters of tables that moved are punched (QEMU: `pass-discard-other`).
+    pub pass_discard_other: bool,
+}
+
+impl Default for MetadataOptions {
+    fn default() -> Self {
+        Self {
+            slice_bytes: 4096,
+            cache_bytes: 32 << 20,
+            allocation: AllocationPolicy::default(),
+            quarantine_bytes: 64 << 20,
+            pass_discard_other: false,
+        }
+    }
+}
+
+/// The metadata of one open image.
+#[derive(Debug)]
+pub(crate) struct Metadata {
+    header: HeaderArea,
+    geometry: Geometry,
+    options: MetadataOptions,
+    l1: Vec<u64>,
+    l1_dirty: BTreeSet<u64>,
+    slices: SliceCache,
+    refcounts: Refcounts,
+    /// L2 tables that nothing on storage points to yet: their slices are written before those of linked tables.
+    unlinked_tables: BTreeSet<u64>,
+    quarantine: Vec<Quarantined>,
+    quarantined_clusters: u64,
+    header_dirty: bool,
+    /// Something was written since the last barrier.
+    unsynced: bool,
+    /// Where the next compressed cluster can begin within a cluster that is partly filled.
+    free_byte: Option<HostOffset>,
+    /// Bytes from here on were never written since the image was opened, and read as zeros.
+    opened_length: u64,
+}
+
+impl Metadata {
+    /// Reads the L1 table and the refcount table of a validated header.
+    pub(crate) fn load(
+        storage: &impl ReadStorage,
+        header: HeaderArea,
+        geometry: Geometry,
+        options: MetadataOptions,
+    ) -> Result<Self> {
+        let l1 = read_l1(storage, header.header.l1_table_offset, header.header.l1_size)?;
+        let refcounts = Refcounts::load(
+            storage,
+            geometry,
+            HostOffset::new(header.header.refcount_table_offset),
+            u64::from(header.header.refcount_table_clusters),
+        )?;
+        let grows = storage.capabilities().grows;
+        Ok(Self {
+            slices: SliceCache::new(&geometry, options.slice_bytes, options.cache_bytes),
+            header,
+            geometry,
+            options,
+            l1,
+            l1_dirty: BTreeSet::new(),
+            refcounts,
+            unlinked_tables: BTreeSet::new(),
+            quarantine: Vec::new(),
+            quarantined_clusters: 0,
+            header_dirty: false,
+            unsynced: false,
+            free_byte: None,
+            opened_length: if grows { storage.len()? } else { u64::MAX },
+        })
+    }
+
+    /// The header and what follows it.
+    pub(crate) fn header(&self) -> &HeaderArea {
+        &self.header
+    }
+
+    /// The header, to be changed; the next commit writes its fields.
+    pub(crate) fn header_mut(&mut self) -> &mut HeaderArea {
+        self.header_dirty = true;
+        &mut self.header
+    }
+
+    pub(crate) fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Entries of an L2 slice: the most clusters that are decided in one step.
+    pub(crate) fn entries_per_slice(&self) -> u64 {
+        self.slices.entries_per_slice()
+    }
+
+    pub(crate) fn l1_len(&self) -> u64 {
+        u64::try_from(self.l1.len()).unwrap_or(u64::MAX)
+    }
+
+    /// Guest data went to storage: the next flush owes a barrier.
+    pub(crate) fn note_write(&mut self) {
+        self.unsynced = true;
+    }
+
+    /// The L2 table behind an L1 entry.
+    pub(crate) fn l2_table(&self, l1_index: u64) -> Result<Option<HostRef>> {
+        let raw = usize::try_from(l1_index).ok().and_then(|at| self.l1.get(at)).copied().unwrap_or(0);
+        let entry = L1Entry::decode(raw, &self.geometry)
+            .map_err(|e| Error::corrupt(Structure::L1Table, alloc::format!("{e}")).at_index(l1_index))?;
+        Ok(entry.table())
+    }
+
+    /// The entry of a guest cluster.
+    pub(crate) fn entry(&mut self, storage: &impl ReadStorage, cluster: GuestCluster) -> Result<L2Entry> {
+        let Some(table) = self.l2_table(self.geometry.l1_index(cluster))? else {
+            return Ok(L2Entry::UNALLOCATED);
+        };
+        let (slot, within) = self.slices.load(storage, table.offset, self.geometry.l2_index(cluster))?;
+        self.decode(self.slices.entry(slot, within), cluster, table.offset)
+    }
+
+    fn decode(&self, raw: crate::format::RawL2Entry, cluster: GuestCluster, table: HostOffset) -> Result<L2Entry> {
+        let refused = |what: alloc::string::String| {
+            let index = self.geometry.l2_index(cluster);
+            Err(Error::corrupt(Structure::L2Table, what)
+                .at_index(index)
+                .at_host(table.get().saturating_add(index.saturating_mul(self.geometry.l2_entry_size())))
+                .at_guest(self.geometry.guest_start(cluster).get()))
+        };
+        match L2Entry::decode(raw, &self.geometry) {
+            Ok(entry) => match entry.host() {
+                Some(host)
+                    if self.geometry.data_file() && host.offset.get() != self.geometry.guest_start(cluster).get() =>
+                {
+                    refused(alloc::format!("{}", crate::format::EntryError::DataFileOffset))
+                }
+                Some(_) | None => Ok(entry),
+            },
+            Err(error) => refused(alloc::format!("{error}")),
+        }
+    }
+
+    /// Calls `visit` with the entries of `count` guest clusters from `first` on, as long as it answers true, but not
+    /// beyond the end of the L2 table: `None` stands for all entries of a missing table. Gives the clusters visited.
+    pub(crate) fn visit(
+        &mut self,
+        storage: &impl ReadStorage,
+        first: GuestCluster,
+        count: u64,
+        mut visit: impl FnMut(Option<L2Entry>) -> bool,
+    ) -> Result<u64> {
+        let in_table = self.geometry.l2_entries().saturating_sub(self.geometry.l2_index(first));
+        let count = count.min(in_table);
+        let Some(table) = self.l2_table(self.geometry.l1_index(first))? else {
+            return Ok(if visit(None) { count } else { 0 });
+        };
+        let per_slice = self.entries_per_slice();
+        let mut done = 0u64;
+        while done < count {
+            let cluster = first.saturating_add(done);
+            let (slot, within) = self.slices.load(storage, table.offset, self.geometry.l2_index(cluster))?;
+            let here = count.saturating_sub(done).min(per_slice.saturating_sub(within));
+            for n in 0..here {
+                let raw = self.slices.entry(slot, within.saturating_add(n));
+                let entry = self.decode(raw, cluster.saturating_add(n), table.offset)?;
+                if !visit(Some(entry)) {
+                    return Ok(done.saturating_add(n));
+                }
+            }
+            done = done.saturating_add(here);
+        }
+        Ok(count)
+    }
+
+    /// Replaces the entry of a guest cluster whose L2 table is writable (see [`Metadata::writable_table`]).
+    pub(crate) fn set_entry(
+        &mut self,
+        storage: &impl ReadStorage,
+        cluster: GuestCluster,
+        entry: L2Entry,
+    ) -> Result<()> {
+        let Some(table) = self.l2_table(self.geometry.l1_index(cluster))? else {
+            return Err(Error::corrupt(Structure::L1Table, "no L2 table to change an entry in"));
+        };
+        let (slot, within) = self.slices.load(storage, table.offset, self.geometry.l2_index(cluster))?;
+        self.slices.set_entry(slot, within, entry.encode(&self.geometry));
+        Ok(())
+    }
+
+    /// Makes sure that the L2 table behind an L1 entry exists and is this image's alone, so that it can be written in
+    /// place: a missing one is made, a shared one is copied.
+    pub(crate) fn writable_table(&mut self, storage: &impl Storage, l1_index: u64) -> Result<()> {
+        let old = self.l2_table(l1_index)?;
+        if old.is_some_and(|table| table.copied) {
+            return Ok(());
+        }
+        if l1_index >= self.l1_len() {
+            return Err(Error::new(ErrorKind::OutOfRange).in_structure(Structure::L1Table).at_index(l1_index));
+        }
+        let run = self.allocate_exact(storage, 1)?;
+        let offset = self.geometry.host_start(run.first);
+        let mut bytes = vec![0u8; self.geometry.cluster_len()];
+        let filled = match old {
+            Some(old) => storage.read_at(old.offset.get(), &mut bytes),
+            None => Ok(()),
+        }
+        .and_then(|()| storage.write_at(offset.get(), &bytes));
+        if let Err(error) = filled {
+            self.undo_allocation(storage, run)?;
+            return Err(Error::from(error).in_structure(Structure::L2Table));
+        }
+        self.unsynced = true;
+        self.slices.forget(offset, self.geometry.cluster_size());
+        self.unlinked_tables.insert(offset.get());
+        if let Some(slot) = usize::try_from(l1_index).ok().and_then(|at| self.l1.get_mut(at)) {
+            *slot = L1Entry::Table(HostRef { offset, copied: true }).encode();
+        }
+        self.l1_dirty.insert(l1_index);
+        if let Some(old) = old {
+            let release = Quarantined {
+                first: self.geometry.host_cluster(old.offset),
+                count: 1,
+                pass: self.options.pass_discard_other,
+            };
+            self.release(storage, release)?;
+        }
+        Ok(())
+    }
+
+    /// The refcount on record for a host cluster; quarantined references still count.
+    pub(crate) fn refcount(&mut self, storage: &impl ReadStorage, cluster: HostCluster) -> Result<u64> {
+        self.refcounts.get(storage, cluster)
+    }
+
+    /// Gives the active L1 table `entries` entries: a longer one moves to a new place, a shorter one stays.
+    ///
+    /// The caller has made the entries beyond a shorter end unallocated, and commits right after.
+    pub(crate) fn resize_l1(&mut self, storage: &impl Storage, entries: u64) -> Result<()> {
+        let old_entries = self.l1_len();
+        if entries.saturating_mul(8) > crate::format::MAX_L1_BYTES {
+            return Err(Error::new(ErrorKind::Limit("L1 table larger than 32 MiB".into())));
+        }
+        if entries <= old_entries {
+            return Ok(());
+        }
+        let clusters = self.geometry.clusters_for(entries.saturating_mul(8));
+        let run = self.allocate_exact(storage, clusters)?;
+        let offset = self.geometry.host_start(run.first);
+        self.l1.resize(usize::try_from(entries).unwrap_or(usize::MAX), 0);
+        let mut bytes = vec![0u8; usize::try_from(clusters).unwrap_or(0).saturating_mul(self.geometry.cluster_len())];
+        let table_bytes = self.l1.len().saturating_mul(8).min(bytes.len());
+        let (head, _) = bytes.split_at_mut(table_bytes);
+        BigEndian::write_u64_into(&self.l1, head);
+        // Entries that wait for a commit go into the new place whole; the tables they name are written before it counts.
+        self.slices_before_l1(storage)?;
+        if let Err(error) = storage.write_at(offset.get(), &bytes) {
+            self.l1.truncate(usize::try_from(old_entries).unwrap_or(0));
+            self.undo_allocation(storage, run)?;
+            return Err(Error::from(error).in_structure(Structure::L1Table));
+        }
+        self.unsynced = true;
+        self.l1_dirty.clear();
+        let old = Quarantined {
+            first: self.geometry.host_cluster(HostOffset::new(self.header.header.l1_table_offset)),
+            count: self.geometry.clusters_for(old_entries.saturating_mul(8)),
+            pass: self.options.pass_discard_other,
+        };
+        let header = &mut self.header_mut().header;
+        header.l1_table_offset = offset.get();
+        header.l1_size = u32::try_from(entries).unwrap_or(u32::MAX);
+        if old.count > 0 {
+            self.release(storage, old)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the L2 table out of an L1 entry and releases it; its clusters have been released before.
+    pub(crate) fn drop_table(&mut self, storage: &impl Storage, l1_index: u64, pass: bool) -> Result<()> {
+        let Some(table) = self.l2_table(l1_index)? else { return Ok(()) };
+        if let Some(slot) = usize::try_from(l1_index).ok().and_then(|at| self.l1.get_mut(at)) {
+            *slot = L1Entry::Unallocated.encode();
+        }
+        self.l1_dirty.insert(l1_index);
+        self.release(storage, Quarantined { first: self.geometry.host_cluster(table.offset), count: 1, pass })
+    }
+
+    /// Another virtual size, in the header and in all arithmetic.
+    pub(crate) fn set_virtual_size(&mut self, size: u64) -> Result<()> {
+        self.geometry = self
+            .geometry
+            .with_virtual_size(size)
+            .ok_or_else(|| Error::new(ErrorKind::Limit("virtual size beyond 2^63 bytes".into())))?;
+        self.header_mut().header.virtual_size = size;
+        Ok(())
+    }
+}
+
+fn read_l1(storage: &impl ReadStorage, offset: u64, entries: u32) -> Result<Vec<u64>> {
+    let entries = usize::try_from(entries).unwrap_or(usize::MAX);
+    let length = entries.saturating_mul(8);
+    if u64::try_from(length).unwrap_or(u64::MAX) > crate::format::MAX_L1_BYTES {
+        return Err(Error::new(ErrorKind::Limit("L1 table larger than 32 MiB".into())).in_structure(Structure::L1Table));
+    }
+    let mut bytes = vec![0u8; length];
+    storage.read_at(offset, &mut bytes).map_err(|e| Error::from(e).in_structure(Structure::L1Table))?;
+    let mut l1 = vec![0u64; entries];
+    BigEndian::read_u64_into(&bytes, &mut l1);
+    Ok(l1)
+}

@@ -65,8 +65,7 @@ impl Default for Capabilities {
 pub enum StorageExtentKind {
     /// Space is allocated.
     Data,
-    /// Reads as zeros, and nothing is allocated as far as the store can tell: file systems count space that is
-    /// reserved but was never written as a hole.
+    /// Nothing is allocated; reads as zeros.
     Hole,
     /// The store cannot tell.
     Unknown,

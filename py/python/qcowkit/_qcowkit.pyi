@@ -1,4 +1,2 @@
-__all__ = ["ERROR_CODES", "__version__"]
-
+__all__ = ["__version__"]
 __version__: str
-ERROR_CODES: list[str]

@@ -1,0 +1,343 @@
+//! Making a new image.
+
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::{Image, OpenOptions};
+use crate::codec::CompressionType;
+use crate::error::{Error, Result};
+use crate::format::{
+    CompatibleFeatures, Extension, FeatureName, Geometry, GuestCluster, GuestOffset, Header, HeaderArea, HostCluster,
+    HostOffset, HostRef, IncompatibleFeatures, L2Entry, Name, Subclusters, encode_refcount_table_entry, write_refcount,
+};
+use crate::storage::{Storage, ZeroMode};
+
+/// How much is reserved when an image is made or grown (QEMU: `preallocation`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
+pub enum Preallocation {
+    /// Nothing.
+    #[default]
+    Off,
+    /// Tables and mapping; the data clusters are holes of the file.
+    Metadata,
+    /// Also the space of the data clusters, unwritten.
+    Falloc,
+    /// Also zeros written to it.
+    Full,
+}
+
+/// What a new image is like. The defaults are QEMU's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// Format version: 2 (`compat=0.10`) or 3 (`compat=1.1`).
+    pub version: u32,
+    /// Bytes of a cluster: a power of two, 512 bytes to 2 MiB.
+    pub cluster_size: u64,
+    /// Bits of a refcount: 1, 2, 4, 8, 16, 32 or 64; 16 in version 2.
+    pub refcount_bits: u32,
+    /// Extended L2 entries: 32 subclusters in each cluster, of at least 512 bytes each. Version 3.
+    pub extended_l2: bool,
+    /// Lets programs postpone refcount updates, at the price of a repair after a crash. Version 3. qcowkit keeps
+    /// refcounts exact all the same.
+    pub lazy_refcounts: bool,
+    /// How compressed clusters are packed. Anything but zlib needs version 3.
+    pub compression: CompressionType,
+    /// The name of the backing file, stored as it is given.
+    pub backing_file: Option<String>,
+    /// The format of the backing file.
+    pub backing_format: Option<String>,
+    /// What is reserved.
+    pub preallocation: Preallocation,
+}
+
+impl Default for CreateOptions {
+    fn default() -> Self {
+        Self {
+            version: 3,
+            cluster_size: 64 << 10,
+            refcount_bits: 16,
+            extended_l2: false,
+            lazy_refcounts: false,
+            compression: CompressionType::Zlib,
+            backing_file: None,
+            backing_format: None,
+            preallocation: Preallocation::Off,
+        }
+    }
+}
+
+/// Where the tables of a new image lie, in clusters: header, refcount table, refcount blocks, L1 table.
+struct Plan {
+    geometry: Geometry,
+    refcount_table: u64,
+    refcount_blocks: u64,
+    l1: u64,
+}
+
+impl CreateOptions {
+    /// Checks the options together with a size; gives the geometry. Nothing is written.
+    ///
+    /// # Errors
+    /// What is out of range, or does not go together, by name.
+    pub fn validate(&self, size: u64) -> Result<Geometry> {
+        if !self.cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&self.cluster_size) {
+            return Err(Error::invalid("cluster size must be a power of two between 512 and 2048k"));
+        }
+        if !self.refcount_bits.is_power_of_two() || self.refcount_bits > 64 {
+            return Err(Error::invalid("refcount width must be a power of two and may not exceed 64 bits"));
+        }
+        if !(2..=3).contains(&self.version) {
+            return Err(Error::invalid("format version must be 2 (compat=0.10) or 3 (compat=1.1)"));
+        }
+        if self.version < 3 {
+            let needs = [
+                (self.refcount_bits != 16, "refcount widths other than 16 bits"),
+                (self.lazy_refcounts, "lazy refcounts"),
+                (self.extended_l2, "extended L2 entries"),
+                (self.compression != CompressionType::Zlib, "compression types other than zlib"),
+            ];
+            if let Some((_, what)) = needs.iter().find(|(wanted, _)| *wanted) {
+                return Err(Error::invalid(alloc::format!("{what} need compat=1.1 or later")));
+            }
+        }
+        if self.extended_l2 && self.cluster_size < 16 << 10 {
+            return Err(Error::invalid("extended L2 entries need clusters of at least 16 KiB"));
+        }
+        if self.backing_format.is_some() && self.backing_file.is_none() {
+            return Err(Error::invalid("a backing format without a backing file"));
+        }
+        if self.backing_file.is_some() && self.preallocation != Preallocation::Off && !self.extended_l2 {
+            return Err(Error::invalid("a backing file and preallocation go together with extended L2 entries only"));
+        }
+        let (bits, order) = (self.cluster_size.trailing_zeros(), self.refcount_bits.trailing_zeros());
+        let geometry = Geometry::new(self.version, bits, order, self.extended_l2, false, size)
+            .ok_or_else(|| Error::invalid("the virtual size is beyond what the format holds"))?;
+        if geometry.l1_entries().saturating_mul(8) > crate::format::MAX_L1_BYTES {
+            return Err(Error::invalid(
+                "the image is too large for its cluster size: its L1 table would exceed 32 MiB",
+            ));
+        }
+        Ok(geometry)
+    }
+
+    fn header(&self, plan: &Plan) -> HeaderArea {
+        let geometry = &plan.geometry;
+        let mut header = Header::new(self.version, geometry.cluster_bits(), geometry.virtual_size());
+        header.refcount_order = geometry.refcount_order();
+        let cluster = |n: u64| n.saturating_mul(geometry.cluster_size());
+        header.refcount_table_offset = cluster(1);
+        header.refcount_table_clusters = u32::try_from(plan.refcount_table).unwrap_or(u32::MAX);
+        header.l1_table_offset = cluster(plan.l1_start());
+        header.l1_size = u32::try_from(geometry.l1_entries()).unwrap_or(u32::MAX);
+        header.compression_type = self.compression.to_u8();
+        for (wanted, feature) in [
+            (self.extended_l2, IncompatibleFeatures::EXTENDED_L2),
+            (self.compression != CompressionType::Zlib, IncompatibleFeatures::COMPRESSION_TYPE),
+        ] {
+            if wanted {
+                header.incompatible = header.incompatible.with(feature);
+            }
+        }
+        if self.lazy_refcounts {
+            header.compatible = header.compatible.with(CompatibleFeatures::LAZY_REFCOUNTS);
+        }
+        let mut area = HeaderArea::new(header);
+        if let Some(format) = &self.backing_format {
+            area.extensions.push(Extension::BackingFormat(Name::from(format.as_str())));
+        }
+        if self.version >= 3 && geometry.cluster_size() >= 1024 {
+            // Names for the features, so that a program that lacks one can say which. Too long for 512-byte clusters.
+            area.extensions.push(Extension::FeatureNames(FeatureName::standard_table()));
+        }
+        area.backing_file = self.backing_file.as_deref().map(Name::from);
+        area
+    }
+}
+
+impl Plan {
+    fn new(geometry: Geometry) -> Self {
+        let l1 = geometry.clusters_for(geometry.l1_entries().saturating_mul(8)).max(1);
+        let mut plan = Self { geometry, refcount_table: 1, refcount_blocks: 1, l1 };
+        // Blocks and table count themselves, so they may need another round; each only grows.
+        loop {
+            let blocks = plan.clusters().div_ceil(geometry.refcount_block_entries());
+            let table = geometry.clusters_for(blocks.saturating_mul(8));
+            if (blocks, table) == (plan.refcount_blocks, plan.refcount_table) {
+                return plan;
+            }
+            plan.refcount_blocks = blocks.max(plan.refcount_blocks);
+            plan.refcount_table = table.max(plan.refcount_table);
+            if blocks < plan.refcount_blocks || table < plan.refcount_table {
+                return plan;
+            }
+        }
+    }
+
+    fn l1_start(&self) -> u64 {
+        self.refcount_table.saturating_add(self.refcount_blocks).saturating_add(1)
+    }
+
+    fn clusters(&self) -> u64 {
+        self.l1_start().saturating_add(self.l1)
+    }
+
+    /// Writes the tables: nothing refers to them until the header is there.
+    fn write_tables(&self, storage: &impl Storage) -> Result<()> {
+        let geometry = &self.geometry;
+        let size = geometry.cluster_size();
+        let cluster_bytes =
+            |clusters: u64| vec![0u8; usize::try_from(clusters).unwrap_or(0).saturating_mul(geometry.cluster_len())];
+        let mut blocks = cluster_bytes(self.refcount_blocks);
+        for cluster in 0..self.clusters() {
+            // Blocks lie side by side, so that the index runs through all of them.
+            let _ = write_refcount(&mut blocks, cluster, geometry.refcount_order(), 1);
+        }
+        let mut table: Vec<u8> = (0..self.refcount_blocks)
+            .map(|n| self.refcount_table.saturating_add(1).saturating_add(n).saturating_mul(size))
+            .flat_map(|offset| encode_refcount_table_entry(Some(HostOffset::new(offset))).to_be_bytes())
+            .collect();
+        table.resize(cluster_bytes(self.refcount_table).len(), 0);
+        storage.write_at(size, &table)?;
+        storage.write_at(self.refcount_table.saturating_add(1).saturating_mul(size), &blocks)?;
+        let l1_offset = self.l1_start().saturating_mul(size);
+        let l1_length = self.l1.saturating_mul(size);
+        storage.write_zeroes(l1_offset, l1_length, ZeroMode::KeepAllocated)?;
+        Ok(())
+    }
+}
+
+impl<S: Storage> Image<S> {
+    /// Makes a new image of `size` bytes (rounded up to 512) on `storage`, whose old contents are lost, and opens it.
+    /// Durable on return. The backing file, if one is named, is not opened.
+    ///
+    /// # Errors
+    /// Options that are out of range or do not go together (nothing is written then); a storage that fails or is too
+    /// small.
+    pub fn create(storage: S, size: u64, options: &CreateOptions) -> Result<Self> {
+        Self::create_with(storage, size, options, OpenOptions::default())
+    }
+
+    /// As [`Image::create`], opened with other options than the defaults.
+    ///
+    /// # Errors
+    /// As [`Image::create`].
+    pub fn create_with(storage: S, size: u64, options: &CreateOptions, open: OpenOptions) -> Result<Self> {
+        let size = size.checked_next_multiple_of(512).ok_or_else(|| Error::invalid("the virtual size is too large"))?;
+        let plan = Plan::new(options.validate(size)?);
+        let header = options.header(&plan).emit()?;
+        let needed = plan.clusters().saturating_mul(plan.geometry.cluster_size());
+        if storage.capabilities().grows {
+            storage.set_len(0)?;
+        } else if storage.len()? < needed {
+            return Err(crate::ErrorKind::NoSpace("the storage is too small for an empty image".into()).into());
+        } else {
+            storage.discard(0, storage.len()?)?;
+        }
+        plan.write_tables(&storage)?;
+        storage.barrier()?;
+        storage.write_at(0, &header)?;
+        storage.barrier()?;
+        let ignore_missing_files = open.ignore_missing_files;
+        let mut image = Self::open(storage, open.metadata_only())?;
+        image.options.ignore_missing_files = ignore_missing_files;
+        if options.preallocation != Preallocation::Off {
+            image.preallocate(0, size, options.preallocation)?;
+        }
+        Ok(image)
+    }
+
+    /// Maps every unallocated cluster of a range to a new host cluster. Durable on return.
+    ///
+    /// # Errors
+    /// As [`Image::write_at`].
+    pub fn preallocate(&mut self, offset: u64, length: u64, mode: Preallocation) -> Result<()> {
+        let end = self.guest_range(offset, length)?;
+        if mode == Preallocation::Off {
+            return Ok(());
+        }
+        self.begin_writing()?;
+        let geometry = *self.geometry();
+        let mut cluster = geometry.guest_cluster(GuestOffset::new(offset));
+        let last = GuestCluster::new(geometry.clusters_for(end));
+        let mut goal = None;
+        let mut file_end = self.storage.len()?;
+        while cluster < last {
+            let (count, run) = self.preallocate_run(cluster, last.distance_from(cluster), goal)?;
+            cluster = cluster.saturating_add(count);
+            let Some(run) = run else { continue };
+            goal = Some(run.first.saturating_add(run.count));
+            let start = geometry.host_start(run.first).get();
+            let bytes = run.count.saturating_mul(geometry.cluster_size());
+            file_end = file_end.max(start.saturating_add(bytes));
+            self.reserve(start, bytes, run.fresh, mode)?;
+        }
+        if self.storage.capabilities().grows && self.storage.len()? < file_end {
+            self.storage.set_len(file_end)?;
+        }
+        self.flush()
+    }
+
+    /// Maps the unallocated clusters from `first` on, as many as lie in one slice and one run.
+    fn preallocate_run(
+        &mut self,
+        first: GuestCluster,
+        most: u64,
+        goal: Option<HostCluster>,
+    ) -> Result<(u64, Option<crate::metadata::Run>)> {
+        let geometry = *self.geometry();
+        self.metadata.writable_table(&self.storage, geometry.l1_index(first))?;
+        let per_slice = self.metadata.entries_per_slice().max(1);
+        let most = most.min(per_slice.saturating_sub(first.get().checked_rem(per_slice).unwrap_or(0)));
+        let mut missing = None;
+        let count = self.metadata.visit(&self.storage, first, most, |entry| {
+            let unallocated = entry.is_none_or(|entry| entry == L2Entry::UNALLOCATED);
+            *missing.get_or_insert(unallocated) == unallocated
+        })?;
+        if missing != Some(true) {
+            return Ok((count.max(1), None));
+        }
+        let run = self.metadata.allocate(&self.storage, count, goal)?;
+        for n in 0..run.count {
+            let offset = geometry.host_start(run.first.saturating_add(n));
+            // With subclusters the cluster is there but nothing in it is, so that a backing file still shows.
+            let parts = if geometry.extended_l2() { Subclusters::NONE } else { Subclusters::all_allocated(&geometry) };
+            let entry = L2Entry::Plain { host: Some(HostRef { offset, copied: true }), parts };
+            self.metadata.set_entry(&self.storage, first.saturating_add(n), entry)?;
+        }
+        if self.metadata.wants_commit() {
+            let committed = self.metadata.commit(&self.storage);
+            self.poison_on(committed)?;
+        }
+        Ok((run.count, Some(run)))
+    }
+
+    /// Makes new clusters read as zeros, reserved as `mode` says.
+    fn reserve(&mut self, start: u64, length: u64, fresh: bool, mode: Preallocation) -> Result<()> {
+        self.metadata.note_write();
+        match mode {
+            Preallocation::Off => {}
+            Preallocation::Metadata if fresh => {}
+            Preallocation::Metadata => self.storage.write_zeroes(start, length, ZeroMode::MayUnmap)?,
+            Preallocation::Falloc => {
+                if !fresh {
+                    self.storage.write_zeroes(start, length, ZeroMode::KeepAllocated)?;
+                }
+                self.storage.allocate(start, length)?;
+            }
+            Preallocation::Full => {
+                let zeros = vec![0u8; 1 << 20];
+                let mut at = start;
+                let end = start.saturating_add(length);
+                while at < end {
+                    let piece = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(zeros.len());
+                    self.storage.write_at(at, zeros.get(..piece).unwrap_or(&zeros))?;
+                    at = at.saturating_add(u64::try_from(piece).unwrap_or(u64::MAX));
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,294 @@
+//! Carrying out what [`crate::metadata::decide`] decided: discards and write-zeroes.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::{Content, Image};
+use crate::error::Result;
+use crate::format::{GuestCluster, GuestOffset, L2Entry};
+use crate::metadata::Quarantined;
+use crate::metadata::decide::{self, Context, DiscardType, Effect, HostOp, HostRange, Release, Step};
+use crate::storage::{Storage, ZeroMode};
+
+/// Host operations of one call that lie side by side are done as one.
+struct HostOps {
+    now: Option<(HostRange, Effect)>,
+    after_commit: Vec<HostRange>,
+}
+
+impl<S: Storage> Image<S> {
+    /// Tells the image that the guest needs a range no more. Whole clusters only: what is left of a cluster at the
+    /// ends is ignored, except the last, partial cluster of the disk. The policy of the options says what happens to
+    /// the mapping and to the space below; afterwards the range reads as zeros.
+    ///
+    /// Nothing happens with `discard` off, and in an image of version 2 with a backing file, which has no way to say
+    /// "zero".
+    ///
+    /// # Errors
+    /// A range beyond the virtual disk, a read-only or poisoned image, a storage that fails in earnest.
+    pub fn discard(&mut self, offset: u64, length: u64) -> Result<()> {
+        let end = self.guest_range(offset, length)?;
+        let context = self.request_context();
+        if !self.options.discard || (context.geometry.version() < 3 && context.has_backing) {
+            return Ok(());
+        }
+        self.begin_writing()?;
+        let first = context.geometry.clusters_for(offset);
+        let last = if end == self.virtual_size() { context.geometry.align_up(end) } else { end };
+        let last = context.geometry.guest_cluster(GuestOffset::new(last)).get();
+        self.each_cluster(first, last, &context, |entry, context| Some(decide::discard(entry, context))).map(drop)
+    }
+
+    /// Makes a range read as zeros without writing them, where the format can say it: with extended L2 entries by
+    /// subcluster, else by cluster; the rest is written as zeros. `may_unmap` lets the policy give clusters back, but
+    /// only in an image that was opened with `discard`.
+    ///
+    /// # Errors
+    /// As [`Image::write_at`].
+    pub fn write_zeroes(&mut self, offset: u64, length: u64, may_unmap: bool) -> Result<()> {
+        let end = self.guest_range(offset, length)?;
+        self.begin_writing()?;
+        let may_unmap = may_unmap && self.options.discard;
+        let unit = self.geometry().subcluster_size().max(1);
+        // The disk's last, partial unit counts as whole.
+        let round_up = |at: u64| at.div_ceil(unit).saturating_mul(unit);
+        let round_down = |at: u64| at.saturating_sub(at.checked_rem(unit).unwrap_or(0));
+        let mut from = round_up(offset);
+        let mut to = if end == self.virtual_size() { round_up(end) } else { round_down(end) };
+        if offset < from {
+            let piece_end = end.min(from);
+            if self.rest_reads_zero(round_down(offset), offset, piece_end)? {
+                from = round_down(offset);
+                to = to.max(round_up(piece_end));
+            } else {
+                self.write_zero_bytes(offset, piece_end)?;
+            }
+        }
+        if to < end && end > from {
+            if self.rest_reads_zero(to, to, end)? {
+                to = round_up(end);
+            } else {
+                self.write_zero_bytes(to.max(offset), end)?;
+            }
+        }
+        if from < to { self.zero_units(from, to, may_unmap) } else { Ok(()) }
+    }
+
+    /// Whether a unit that is zeroed in part reads as zeros elsewhere, because it is unallocated or zero: it can then
+    /// be zeroed whole.
+    fn rest_reads_zero(&mut self, unit_start: u64, zero_from: u64, zero_to: u64) -> Result<bool> {
+        let unit_end = unit_start.saturating_add(self.geometry().subcluster_size()).min(self.virtual_size());
+        let here = self.next_local_extent(unit_start, unit_end.saturating_sub(unit_start))?;
+        if !matches!(here.content, Content::Unallocated | Content::Zero { .. }) {
+            return Ok(false);
+        }
+        for (from, to) in [(unit_start, zero_from), (zero_to, unit_end)] {
+            let mut at = from;
+            while at < to {
+                let extent = self.next_extent(at, to.saturating_sub(at))?;
+                if !extent.is_zero() && !self.extent_reads_zero(&extent)? {
+                    return Ok(false);
+                }
+                at = at.saturating_add(extent.length.max(1));
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether data of a lower layer lie in a hole of their file.
+    fn extent_reads_zero(&self, extent: &super::Extent) -> Result<bool> {
+        let Content::Data { host_offset } = extent.content else { return Ok(false) };
+        let found = self.data_at_depth(extent.depth)?.next_extent(host_offset.get())?;
+        Ok(found.kind == crate::storage::StorageExtentKind::Hole && found.length >= extent.length)
+    }
+
+    /// Writes zeros as data, whatever `detect_zeroes` says.
+    fn write_zero_bytes(&mut self, from: u64, to: u64) -> Result<()> {
+        const ZEROS: u64 = 1 << 20;
+        let zeros = vec![0u8; usize::try_from(to.saturating_sub(from).min(ZEROS)).unwrap_or(0)];
+        let mut at = from;
+        while at < to {
+            let length = to.saturating_sub(at).min(ZEROS);
+            let bytes = zeros.get(..usize::try_from(length).unwrap_or(0)).unwrap_or(&zeros);
+            self.write_data(at, bytes)?;
+            at = at.saturating_add(length);
+        }
+        Ok(())
+    }
+
+    /// Zeroes whole units: subclusters at the ends, clusters between them.
+    fn zero_units(&mut self, from: u64, to: u64, may_unmap: bool) -> Result<()> {
+        let context = self.request_context();
+        let geometry = context.geometry;
+        let size = geometry.cluster_size();
+        let (first, last) = (geometry.clusters_for(from), geometry.guest_cluster(GuestOffset::new(to)).get());
+        let partial = |image: &mut Self, cluster: u64, from: u64, to: u64| -> Result<()> {
+            let start = cluster.saturating_mul(size);
+            let part = |at: u64| {
+                let part = at.saturating_sub(start).checked_div(geometry.subcluster_size()).unwrap_or(0);
+                u32::try_from(part).unwrap_or(u32::MAX)
+            };
+            let range = part(from)..part(to);
+            let done = image.each_cluster(cluster, cluster.saturating_add(1), &context, |entry, context| {
+                decide::write_zeroes_subclusters(entry, context, range.clone())
+            })?;
+            if done { Ok(()) } else { image.write_zero_bytes(from, to.min(image.virtual_size())) }
+        };
+        if first > last {
+            return partial(self, last, from, to);
+        }
+        if from < first.saturating_mul(size) {
+            partial(self, first.saturating_sub(1), from, first.saturating_mul(size))?;
+        }
+        let done =
+            self.each_cluster(first, last, &context, |entry, context| decide::write_zeroes(entry, context, may_unmap))?;
+        if !done {
+            let end = last.saturating_mul(size).min(self.virtual_size());
+            self.write_zero_bytes(first.saturating_mul(size), end)?;
+        }
+        if last.saturating_mul(size) < to {
+            partial(self, last, last.saturating_mul(size), to)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn request_context(&self) -> Context {
+        Context {
+            has_backing: self.header().backing_file.is_some(),
+            data_file_raw: self.header().header.autoclear.data_file_raw(),
+            ..Context::request(*self.geometry(), self.options.policy)
+        }
+    }
+
+    /// Takes the decision for each guest cluster of `first..last` and carries it out. False when `decide` could not
+    /// say it for a cluster: then nothing was changed from there on.
+    pub(super) fn each_cluster(
+        &mut self,
+        first: u64,
+        last: u64,
+        context: &Context,
+        decide: impl Fn(L2Entry, &Context) -> Option<Step>,
+    ) -> Result<bool> {
+        let mut ops = HostOps { now: None, after_commit: Vec::new() };
+        let done = self.each_cluster_with(first, last, context, decide, &mut ops);
+        // Also after a failure: what was decided is in the tables, and a later write must find the holes made.
+        self.finish_host_op(&mut ops)?;
+        let done = done?;
+        if !ops.after_commit.is_empty() {
+            let committed = self.metadata.commit(&self.storage);
+            self.poison_on(committed)?;
+            for range in ops.after_commit {
+                let _ = self.data_storage().discard(range.offset.get(), range.length);
+            }
+        }
+        Ok(done)
+    }
+
+    fn each_cluster_with(
+        &mut self,
+        first: u64,
+        last: u64,
+        context: &Context,
+        decide: impl Fn(L2Entry, &Context) -> Option<Step>,
+        ops: &mut HostOps,
+    ) -> Result<bool> {
+        let mut at = first;
+        // A missing table is one decision for all its clusters, as long as nothing changes.
+        let nothing_to_do = decide(L2Entry::UNALLOCATED, context).is_some_and(|step| !step.changed);
+        while at < last {
+            let cluster = GuestCluster::new(at);
+            let per_slice = self.metadata.entries_per_slice().max(1);
+            let in_slice = per_slice.saturating_sub(at.checked_rem(per_slice).unwrap_or(0));
+            let l1_index = context.geometry.l1_index(cluster);
+            if nothing_to_do && self.metadata.l2_table(l1_index)?.is_none() {
+                at = context.geometry.cluster_at(l1_index.saturating_add(1), 0).get();
+                continue;
+            }
+            let mut entries: Vec<L2Entry> = Vec::new();
+            let most = in_slice.min(last.saturating_sub(at));
+            let visited = self.metadata.visit(&self.storage, cluster, most, |entry| {
+                match entry {
+                    Some(entry) => entries.push(entry),
+                    None => entries.resize(usize::try_from(most).unwrap_or(0), L2Entry::UNALLOCATED),
+                }
+                true
+            })?;
+            for (n, &entry) in (0u64..).zip(&entries) {
+                let Some(step) = decide(entry, context) else { return Ok(false) };
+                self.carry_out(cluster.saturating_add(n), step, context, ops)?;
+            }
+            at = at.saturating_add(visited.max(1));
+            if self.metadata.wants_commit() {
+                self.finish_host_op(ops)?;
+                let committed = self.metadata.commit(&self.storage);
+                self.poison_on(committed)?;
+            }
+        }
+        Ok(true)
+    }
+
+    fn carry_out(&mut self, cluster: GuestCluster, step: Step, context: &Context, ops: &mut HostOps) -> Result<()> {
+        if step.changed {
+            self.metadata.writable_table(&self.storage, context.geometry.l1_index(cluster))?;
+        }
+        if let Release::Refs(range) = step.release {
+            // First the reference, which can turn out to be corrupt; only then the entry.
+            let last = range.offset.saturating_add(range.length.saturating_sub(1));
+            let first = context.geometry.host_cluster(range.offset);
+            let count = context.geometry.host_cluster(last).distance_from(first).saturating_add(1);
+            let pass = matches!(step.host_op, HostOp::AfterCommit(_));
+            self.metadata.release(&self.storage, Quarantined { first, count, pass })?;
+            self.unpacked = None;
+        }
+        if step.changed {
+            self.metadata.set_entry(&self.storage, cluster, step.entry)?;
+        }
+        match step.host_op {
+            HostOp::None => Ok(()),
+            HostOp::AfterCommit(range) => {
+                if step.release == Release::None {
+                    ops.after_commit.push(range);
+                }
+                Ok(())
+            }
+            HostOp::Now(range, effect) => self.host_op_now(range, effect, ops),
+        }
+    }
+
+    /// Joins a host operation with the one before, or does that one.
+    fn host_op_now(&mut self, range: HostRange, effect: Effect, ops: &mut HostOps) -> Result<()> {
+        if let Some((last, last_effect)) = &mut ops.now
+            && *last_effect == effect
+            && last.offset.saturating_add(last.length) == range.offset
+        {
+            last.length = last.length.saturating_add(range.length);
+            return Ok(());
+        }
+        self.finish_host_op(ops)?;
+        ops.now = Some((range, effect));
+        Ok(())
+    }
+
+    fn finish_host_op(&mut self, ops: &mut HostOps) -> Result<()> {
+        let Some((range, effect)) = ops.now.take() else { return Ok(()) };
+        let storage = self.data_file.as_ref().unwrap_or(&self.storage);
+        let mode = match effect {
+            Effect::Discard => {
+                // Advisory: space that stays allocated is not an error of the guest's.
+                let _ = storage.discard(range.offset.get(), range.length);
+                return Ok(());
+            }
+            Effect::ZeroMayUnmap => ZeroMode::MayUnmap,
+            Effect::ZeroKeep => ZeroMode::KeepAllocated,
+        };
+        storage.write_zeroes(range.offset.get(), range.length, mode)?;
+        self.metadata.note_write();
+        Ok(())
+    }
+
+    /// Drops the mapping of whole clusters altogether, so that nothing or the backing file shows: for shrinking.
+    pub(super) fn drop_clusters(&mut self, first: u64, last: u64) -> Result<()> {
+        let context = Context { full: true, kind: DiscardType::Always, ..self.request_context() };
+        self.each_cluster(first, last, &context, |entry, context| Some(decide::discard(entry, context))).map(drop)
+    }
+}

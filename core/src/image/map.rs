@@ -1,0 +1,258 @@
+//! What each part of the virtual disk is, and where.
+
+use alloc::vec::Vec;
+
+use super::{Image, Layer};
+use crate::error::{Error, ErrorKind, Result, Structure};
+use crate::format::{CompressedRange, Geometry, GuestOffset, HostOffset, L2Entry};
+use crate::storage::{Storage, StorageExtentKind};
+
+/// What a run of guest bytes is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Content {
+    /// Data, in one run of host bytes.
+    Data {
+        /// The first byte, in the image file, data file or raw file of the layer.
+        host_offset: HostOffset,
+    },
+    /// Reads as zeros because this layer says so.
+    Zero {
+        /// The first byte of the host clusters that are kept for it, if there are any.
+        host_offset: Option<HostOffset>,
+    },
+    /// Part of one compressed cluster.
+    Compressed {
+        /// Where the packed cluster is.
+        range: CompressedRange,
+        /// Bytes of the unpacked cluster before this run.
+        skip: u64,
+    },
+    /// No layer of the chain knows of it; reads as zeros.
+    Unallocated,
+}
+
+/// A run of guest bytes of one content; computed, never stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Extent {
+    /// First byte in the virtual disk.
+    pub guest_offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Which layer holds it: 0 is the image itself. Of unallocated runs: the bottom layer.
+    pub depth: u32,
+    /// What it is.
+    pub content: Content,
+}
+
+impl Extent {
+    /// Whether it reads as zeros without looking at any data.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        matches!(self.content, Content::Zero { .. } | Content::Unallocated)
+    }
+
+    /// Whether `next` goes on with the same content right behind this one.
+    fn continues_with(&self, next: &Self) -> bool {
+        self.depth == next.depth
+            && self.guest_offset.saturating_add(self.length) == next.guest_offset
+            && match (self.content, next.content) {
+                (Content::Data { host_offset: a }, Content::Data { host_offset: b }) => {
+                    a.saturating_add(self.length) == b
+                }
+                (Content::Zero { host_offset: a }, Content::Zero { host_offset: b }) => {
+                    a.map(|a| a.saturating_add(self.length)) == b
+                }
+                (Content::Unallocated, Content::Unallocated) => true,
+                (
+                    Content::Data { .. } | Content::Zero { .. } | Content::Compressed { .. } | Content::Unallocated,
+                    _,
+                ) => false,
+            }
+    }
+}
+
+impl<S: Storage> Image<S> {
+    /// The extent that begins at `offset`: the longest run of one content, at most `length` bytes, through all layers.
+    ///
+    /// # Errors
+    /// A range beyond the virtual disk, an entry without meaning, or a storage that fails. Of an image whose backing
+    /// file was left out ([`super::OpenOptions::ignore_missing_files`]), unallocated parts are [`ErrorKind::Denied`].
+    pub fn next_extent(&mut self, offset: u64, length: u64) -> Result<Extent> {
+        self.guest_range(offset, length)?;
+        let here = self.next_local_extent(offset, length)?;
+        if here.content != Content::Unallocated {
+            return Ok(here);
+        }
+        self.below(here)
+    }
+
+    /// The extents of a range, in order, without gaps.
+    ///
+    /// # Errors
+    /// As [`Image::next_extent`].
+    pub fn map(&mut self, offset: u64, length: u64) -> Result<Vec<Extent>> {
+        let end = self.guest_range(offset, length)?;
+        let mut extents: Vec<Extent> = Vec::new();
+        let mut at = offset;
+        while at < end {
+            let extent = self.next_extent(at, end.saturating_sub(at))?;
+            at = at.saturating_add(extent.length.max(1));
+            match extents.last_mut() {
+                Some(last) if last.continues_with(&extent) => last.length = last.length.saturating_add(extent.length),
+                Some(_) | None => extents.push(extent),
+            }
+        }
+        Ok(extents)
+    }
+
+    /// What this layer alone says: as [`Image::next_extent`], but what it leaves to the layer below is
+    /// [`Content::Unallocated`] with depth 0.
+    ///
+    /// # Errors
+    /// As [`Image::next_extent`].
+    pub fn next_local_extent(&mut self, offset: u64, length: u64) -> Result<Extent> {
+        let end = self.guest_range(offset, length)?;
+        let geometry = *self.geometry();
+        let mut run = Run { geometry, start: offset, end: offset, limit: end, content: None };
+        while run.end < end {
+            let first = geometry.guest_cluster(GuestOffset::new(run.end));
+            let last = geometry.guest_cluster(GuestOffset::new(end.saturating_sub(1)));
+            let count = last.distance_from(first).saturating_add(1);
+            let mut position = first;
+            let mut ended = false;
+            self.metadata.visit(&self.storage, first, count, |entry| {
+                let cluster_start = geometry.guest_start(position).get();
+                let more = match entry {
+                    Some(entry) => run.cluster(cluster_start, entry),
+                    None => run.missing_table(cluster_start),
+                };
+                position = position.saturating_add(1);
+                ended = !more;
+                more
+            })?;
+            if ended {
+                break;
+            }
+        }
+        Ok(Extent {
+            guest_offset: offset,
+            length: run.end.saturating_sub(offset),
+            depth: 0,
+            content: run.content.unwrap_or(Content::Unallocated),
+        })
+    }
+
+    /// What the layer below says of a run that this one leaves unallocated.
+    fn below(&mut self, here: Extent) -> Result<Extent> {
+        let Some(layer) = &mut self.backing else {
+            if self.metadata.header().backing_file.is_some() {
+                return Err(Error::new(ErrorKind::Denied("the backing file was not opened".into()))
+                    .in_structure(Structure::BackingFile)
+                    .at_guest(here.guest_offset));
+            }
+            return Ok(here);
+        };
+        let size = layer.virtual_size();
+        if here.guest_offset >= size {
+            // A layer that ends early answers with zeros, as if they were its own.
+            return Ok(Extent { depth: 1, content: Content::Zero { host_offset: None }, ..here });
+        }
+        let length = here.length.min(size.saturating_sub(here.guest_offset));
+        let below = match layer {
+            Layer::Image(image) => image.next_extent(here.guest_offset, length)?,
+            Layer::Raw { storage, .. } => raw_extent(storage, here.guest_offset, length)?,
+        };
+        Ok(Extent { depth: below.depth.saturating_add(1), ..below })
+    }
+}
+
+fn raw_extent<S: Storage>(storage: &S, offset: u64, length: u64) -> Result<Extent> {
+    let found = storage.next_extent(offset)?;
+    let host_offset = HostOffset::new(offset);
+    let content = match found.kind {
+        StorageExtentKind::Data | StorageExtentKind::Unknown => Content::Data { host_offset },
+        StorageExtentKind::Hole => Content::Zero { host_offset: Some(host_offset) },
+    };
+    // A file shorter than the disk it holds reads as zeros up to its end.
+    let length = if found.length == 0 { length } else { length.min(found.length) };
+    Ok(Extent { guest_offset: offset, length, depth: 0, content })
+}
+
+/// The run that grows while clusters are visited.
+struct Run {
+    geometry: Geometry,
+    start: u64,
+    end: u64,
+    limit: u64,
+    content: Option<Content>,
+}
+
+impl Run {
+    /// Adds the parts of one cluster; false once the run has ended.
+    fn cluster(&mut self, cluster_start: u64, entry: L2Entry) -> bool {
+        match entry {
+            L2Entry::Compressed(range) => {
+                let skip = self.end.saturating_sub(cluster_start);
+                if self.content.is_none() {
+                    self.content = Some(Content::Compressed { range, skip });
+                    self.end = cluster_start.saturating_add(self.geometry.cluster_size()).min(self.limit);
+                }
+                false
+            }
+            L2Entry::Plain { host, parts } => {
+                let size = self.geometry.subcluster_size();
+                let host = host.map(|host| host.offset);
+                let bits = self.geometry.subclusters();
+                for part in 0..bits {
+                    let part_start = cluster_start.saturating_add(u64::from(part).saturating_mul(size));
+                    let part_end = part_start.saturating_add(size);
+                    if part_end <= self.end {
+                        continue;
+                    }
+                    if self.end >= self.limit {
+                        return false;
+                    }
+                    let bit = 1u32.wrapping_shl(part);
+                    let place = host.map(|host| host.saturating_add(self.end.saturating_sub(cluster_start)));
+                    let content = match place {
+                        Some(host_offset) if parts.allocated & bit != 0 => Content::Data { host_offset },
+                        host_offset if parts.zero & bit != 0 => Content::Zero { host_offset },
+                        Some(_) | None => Content::Unallocated,
+                    };
+                    if !self.add(content, part_end) {
+                        return false;
+                    }
+                }
+                true
+            }
+        }
+    }
+
+    /// Adds all clusters of a missing L2 table, from the one at `cluster_start` on.
+    fn missing_table(&mut self, cluster_start: u64) -> bool {
+        let table = self.geometry.l2_coverage().max(1);
+        let in_table = cluster_start.checked_rem(table).unwrap_or(0);
+        self.add(Content::Unallocated, cluster_start.saturating_sub(in_table).saturating_add(table))
+    }
+
+    /// Extends the run to `end` if `content`, which begins at the present end, goes on with it.
+    fn add(&mut self, content: Content, end: u64) -> bool {
+        let length = self.end.saturating_sub(self.start);
+        let fits = match (self.content, content) {
+            (None, _) => {
+                self.content = Some(content);
+                true
+            }
+            (Some(Content::Data { host_offset: a }), Content::Data { host_offset: b }) => a.saturating_add(length) == b,
+            (Some(Content::Zero { host_offset: a }), Content::Zero { host_offset: b }) => {
+                a.map(|a| a.saturating_add(length)) == b
+            }
+            (Some(Content::Unallocated), Content::Unallocated) => true,
+            (Some(_), _) => false,
+        };
+        if fits {
+            self.end = end.min(self.limit);
+        }
+        fits
+    }
+}

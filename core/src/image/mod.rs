@@ -1,0 +1,240 @@
+//! The guest's view of an image: open, create, map, read, write, write zeroes, discard, flush, close.
+//!
+//! Metadata are decided under `&mut self`, bytes move under `&self` (law 2): [`Image::next_extent`] and
+//! [`Image::prepare_write`] decide, [`Image::read_extent`] and [`Image::write_planned`] move,
+//! [`Image::commit_write`] links. [`Image::read_at`] and [`Image::write_at`] are these steps in a row.
+
+mod bitmaps;
+mod compressed;
+mod create;
+mod discard;
+mod map;
+mod open;
+mod options;
+mod read;
+mod resize;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Geometry, HeaderArea, HostCluster};
+use crate::metadata::Metadata;
+use crate::storage::Storage;
+
+pub use create::{CreateOptions, Preallocation};
+pub use map::{Content, Extent};
+pub use open::{AllowNone, Found, LayerFormat, Opener, Reference, Role};
+pub use options::{DetectZeroes, OpenOptions};
+pub use write::WritePlan;
+
+/// An open image on a storage of type `S`, with the layers of its backing chain.
+///
+/// Closing is explicit: [`Image::close`] makes everything durable and gives the storage back. An image that is
+/// dropped without it keeps its promise up to the last [`Image::flush`]; what came after may be lost or leaked, never
+/// corrupt.
+///
+/// # Examples
+/// ```
+/// use qcowkit_core::image::{CreateOptions, Image, OpenOptions};
+/// use qcowkit_core::storage::MemoryStorage;
+///
+/// let mut image = Image::create(MemoryStorage::new(), 1 << 30, &CreateOptions::default())?;
+/// image.write_at(123_456, b"hello")?;
+/// let storage = image.close()?;
+///
+/// let mut image = Image::open(storage, OpenOptions::default().read_only())?;
+/// let mut bytes = [0; 5];
+/// image.read_at(123_456, &mut bytes)?;
+/// assert_eq!(&bytes, b"hello");
+/// # Ok::<(), qcowkit_core::Error>(())
+/// ```
+pub struct Image<S> {
+    storage: S,
+    metadata: Metadata,
+    backing: Option<Layer<S>>,
+    data_file: Option<S>,
+    options: OpenOptions,
+    /// What the guest data are encrypted with, if they are.
+    encryption: Option<&'static str>,
+    /// Set once a failure left the state in memory unsure.
+    poisoned: Option<String>,
+    /// The preparations of the first write are done.
+    writing: bool,
+    unpacked: Option<Unpacked>,
+}
+
+/// A layer of a backing chain.
+#[derive(Debug)]
+pub enum Layer<S> {
+    /// A qcow2 image, opened read-only.
+    Image(Box<Image<S>>),
+    /// A raw image: host offset equals guest offset.
+    Raw {
+        /// Where the bytes are.
+        storage: S,
+        /// Bytes of the disk.
+        length: u64,
+    },
+}
+
+/// The compressed cluster that was read last, so that reads smaller than a cluster unpack it once.
+struct Unpacked {
+    depth: u32,
+    host_offset: u64,
+    bytes: Vec<u8>,
+}
+
+impl<S> core::fmt::Debug for Image<S> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Image").field("header", self.metadata.header()).finish_non_exhaustive()
+    }
+}
+
+impl<S: Storage> Image<S> {
+    /// Makes everything durable that was asked so far. At most two barriers, one when nothing was linked, none when
+    /// nothing changed; one more when the refcount structures grew.
+    ///
+    /// # Errors
+    /// When the storage fails. After a failed barrier the image refuses all further writes: what reached the disk is
+    /// unknown.
+    pub fn flush(&mut self) -> Result<()> {
+        if self.options.read_only {
+            return Ok(());
+        }
+        self.refuse_poisoned()?;
+        if self.writing
+            && let Some(data_file) = &self.data_file
+        {
+            data_file.barrier()?;
+        }
+        let flushed = self.metadata.flush(&self.storage);
+        self.poison_on(flushed)
+    }
+
+    /// Flushes and gives the storage back.
+    ///
+    /// # Errors
+    /// As [`Image::flush`]; the storage is then dropped.
+    pub fn close(mut self) -> Result<S> {
+        self.flush()?;
+        Ok(self.storage)
+    }
+
+    /// The storage below, for its length and what else it can tell.
+    pub fn storage(&self) -> &S {
+        &self.storage
+    }
+
+    /// The header with its extensions.
+    pub fn header(&self) -> &HeaderArea {
+        self.metadata.header()
+    }
+
+    /// The sizes that follow from the header.
+    pub fn geometry(&self) -> &Geometry {
+        self.metadata.geometry()
+    }
+
+    /// Bytes of the virtual disk.
+    pub fn virtual_size(&self) -> u64 {
+        self.geometry().virtual_size()
+    }
+
+    /// The options that the image was opened with.
+    pub fn options(&self) -> &OpenOptions {
+        &self.options
+    }
+
+    /// The layer below, if the image has a backing file and it was opened.
+    pub fn backing(&self) -> Option<&Layer<S>> {
+        self.backing.as_ref()
+    }
+
+    /// The external data file, if there is one.
+    pub fn data_file(&self) -> Option<&S> {
+        self.data_file.as_ref()
+    }
+
+    /// Whether writes are refused.
+    pub fn is_read_only(&self) -> bool {
+        self.options.read_only
+    }
+
+    /// Layers from this one to the bottom of the chain.
+    pub fn chain_length(&self) -> u32 {
+        match &self.backing {
+            None => 1,
+            Some(Layer::Raw { .. }) => 2,
+            Some(Layer::Image(image)) => image.chain_length().saturating_add(1),
+        }
+    }
+
+    /// The refcount on record for a host cluster; 0 where none is recorded.
+    ///
+    /// # Errors
+    /// When the refcount structures cannot be read.
+    pub fn refcount(&mut self, cluster: HostCluster) -> Result<u64> {
+        self.metadata.refcount(&self.storage, cluster)
+    }
+
+    fn refuse_poisoned(&self) -> Result<()> {
+        match &self.poisoned {
+            None => Ok(()),
+            Some(why) => Err(Error::new(ErrorKind::Poisoned(why.clone()))),
+        }
+    }
+
+    /// Remembers a failure after which memory and storage may disagree.
+    fn poison_on<T>(&mut self, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result
+            && let ErrorKind::Poisoned(why) = error.kind()
+        {
+            self.poisoned = Some(why.clone());
+        }
+        result
+    }
+
+    /// Checks a guest range; gives its end.
+    fn guest_range(&self, offset: u64, length: u64) -> Result<u64> {
+        offset
+            .checked_add(length)
+            .filter(|&end| end <= self.virtual_size())
+            .ok_or_else(|| Error::new(ErrorKind::OutOfRange).at_guest(offset))
+    }
+
+    /// Where guest data of this layer are stored.
+    fn data_storage(&self) -> &S {
+        self.data_file.as_ref().unwrap_or(&self.storage)
+    }
+
+    fn refuse_encrypted(&self) -> Result<()> {
+        match self.encryption {
+            None => Ok(()),
+            Some(method) => Err(Error::new(ErrorKind::Encrypted(method.into()))),
+        }
+    }
+}
+
+impl<S: Storage> Layer<S> {
+    /// Bytes of the layer's disk.
+    pub fn virtual_size(&self) -> u64 {
+        match self {
+            Self::Image(image) => image.virtual_size(),
+            Self::Raw { length, .. } => *length,
+        }
+    }
+
+    /// The qcow2 image, unless the layer is raw.
+    pub fn image(&self) -> Option<&Image<S>> {
+        match self {
+            Self::Image(image) => Some(image),
+            Self::Raw { .. } => None,
+        }
+    }
+}

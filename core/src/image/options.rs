@@ -1,0 +1,97 @@
+//! How an image is opened: QEMU's run-time options under QEMU's names.
+
+use alloc::sync::Arc;
+use core::fmt;
+
+use crate::codec::{BuiltinCodecs, Codecs};
+use crate::metadata::{DiscardPolicy, MetadataOptions};
+
+/// What happens to writes that hold nothing but zeros (QEMU: `detect-zeroes`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
+pub enum DetectZeroes {
+    /// They are written.
+    #[default]
+    Off,
+    /// They become write-zeroes that keep their clusters.
+    On,
+    /// They become write-zeroes that may unmap.
+    Unmap,
+}
+
+/// Options of an open image. The defaults are QEMU's with `discard=unmap`.
+#[derive(Clone)]
+pub struct OpenOptions {
+    /// Writes are refused, and nothing is changed on storage.
+    pub read_only: bool,
+    /// Guest discards are carried out (QEMU: `discard=unmap`); otherwise they succeed and do nothing.
+    pub discard: bool,
+    /// What discards and write-zeroes do to a cluster.
+    pub policy: DiscardPolicy,
+    /// What happens to writes of zeros.
+    pub detect_zeroes: DetectZeroes,
+    /// Tables in memory and allocation.
+    pub metadata: MetadataOptions,
+    /// Packs and unpacks compressed clusters.
+    pub codecs: Arc<dyn Codecs + Send + Sync>,
+    /// Opens the image although its backing or data file was not found or is not allowed; reads that would need it
+    /// fail. For `info`, `check` and the like.
+    pub ignore_missing_files: bool,
+}
+
+impl OpenOptions {
+    /// The same, for reading alone.
+    #[must_use]
+    pub fn read_only(mut self) -> Self {
+        self.read_only = true;
+        self
+    }
+
+    /// The same, without need for the files that the image names.
+    #[must_use]
+    pub fn metadata_only(mut self) -> Self {
+        self.ignore_missing_files = true;
+        self
+    }
+
+    /// The same with another discard policy.
+    #[must_use]
+    pub fn with_policy(mut self, policy: DiscardPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// The same with other metadata options.
+    #[must_use]
+    pub fn with_metadata(mut self, metadata: MetadataOptions) -> Self {
+        self.metadata = metadata;
+        self
+    }
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            discard: true,
+            policy: DiscardPolicy::default(),
+            detect_zeroes: DetectZeroes::Off,
+            metadata: MetadataOptions::default(),
+            codecs: Arc::new(BuiltinCodecs),
+            ignore_missing_files: false,
+        }
+    }
+}
+
+impl fmt::Debug for OpenOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenOptions")
+            .field("read_only", &self.read_only)
+            .field("discard", &self.discard)
+            .field("policy", &self.policy)
+            .field("detect_zeroes", &self.detect_zeroes)
+            .field("metadata", &self.metadata)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,140 @@
+//! Reading guest bytes.
+
+use alloc::vec;
+
+use super::{Content, Extent, Image, Layer, Unpacked};
+use crate::codec::CompressionType;
+use crate::error::{Error, ErrorKind, Result, Structure};
+use crate::format::CompressedRange;
+use crate::storage::Storage;
+
+impl<S: Storage> Image<S> {
+    /// Fills `into` with the guest's bytes from `offset`.
+    ///
+    /// # Errors
+    /// A range beyond the virtual disk; corrupt entries or compressed data on the way; a storage that fails; encrypted
+    /// data. `into` is then unspecified.
+    pub fn read_at(&mut self, offset: u64, into: &mut [u8]) -> Result<()> {
+        let length = u64::try_from(into.len()).unwrap_or(u64::MAX);
+        self.guest_range(offset, length)?;
+        let mut at = offset;
+        let mut rest = into;
+        while !rest.is_empty() {
+            let extent = self.next_extent(at, u64::try_from(rest.len()).unwrap_or(u64::MAX))?;
+            let taken = usize::try_from(extent.length).unwrap_or(usize::MAX).min(rest.len());
+            let (head, tail) = rest.split_at_mut(taken);
+            match extent.content {
+                Content::Compressed { range, skip } => self.read_packed(&extent, range, skip, head)?,
+                Content::Data { .. } | Content::Zero { .. } | Content::Unallocated => {
+                    self.read_extent(&extent, head)?
+                }
+            }
+            at = at.saturating_add(extent.length);
+            rest = tail;
+        }
+        Ok(())
+    }
+
+    /// Fills `into` with the bytes of an extent that [`Image::next_extent`] gave, from its first byte on. Moves bytes
+    /// only: other threads may do the same, as long as nobody changes the range meanwhile.
+    ///
+    /// # Errors
+    /// As [`Image::read_at`]; also when `into` is longer than the extent.
+    pub fn read_extent(&self, extent: &Extent, into: &mut [u8]) -> Result<()> {
+        if u64::try_from(into.len()).unwrap_or(u64::MAX) > extent.length {
+            return Err(Error::invalid("the buffer is longer than the extent"));
+        }
+        match extent.content {
+            Content::Zero { .. } | Content::Unallocated => {
+                into.fill(0);
+                Ok(())
+            }
+            Content::Data { host_offset } => {
+                let source = self.data_at_depth(extent.depth)?;
+                source
+                    .read_at(host_offset.get(), into)
+                    .map_err(|e| Error::from(e).at_guest(extent.guest_offset).at_depth(extent.depth))
+            }
+            Content::Compressed { range, skip } => {
+                let cluster = self.unpack(extent, range)?;
+                copy_from(&cluster, skip, into);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads from a compressed cluster, keeping it unpacked for the next read.
+    fn read_packed(&mut self, extent: &Extent, range: CompressedRange, skip: u64, into: &mut [u8]) -> Result<()> {
+        let (depth, host_offset) = (extent.depth, range.offset.get());
+        if let Some(kept) = &self.unpacked
+            && kept.depth == depth
+            && kept.host_offset == host_offset
+        {
+            copy_from(&kept.bytes, skip, into);
+            return Ok(());
+        }
+        let bytes = self.unpack(extent, range)?;
+        copy_from(&bytes, skip, into);
+        self.unpacked = Some(Unpacked { depth, host_offset, bytes });
+        Ok(())
+    }
+
+    fn unpack(&self, extent: &Extent, range: CompressedRange) -> Result<alloc::vec::Vec<u8>> {
+        let layer = self.image_at_depth(extent.depth).ok_or_else(|| Error::invalid("no such layer"))?;
+        layer.refuse_encrypted()?;
+        let geometry = layer.geometry();
+        let mut packed = vec![0u8; usize::try_from(range.length).unwrap_or(0)];
+        let site = |e: Error| {
+            e.in_structure(Structure::CompressedCluster)
+                .at_host(range.offset.get())
+                .at_guest(extent.guest_offset)
+                .at_depth(extent.depth)
+        };
+        layer.storage.read_at(range.offset.get(), &mut packed).map_err(|e| site(Error::from(e)))?;
+        let mut cluster = vec![0u8; geometry.cluster_len()];
+        let method = CompressionType::from_u8(layer.header().header.compression_type)?;
+        layer.options.codecs.decompress(method, &packed, &mut cluster).map_err(site)?;
+        Ok(cluster)
+    }
+
+    /// The image `depth` layers down, unless that layer is raw.
+    pub fn image_at_depth(&self, depth: u32) -> Option<&Self> {
+        match depth.checked_sub(1) {
+            None => Some(self),
+            Some(below) => match self.backing.as_ref()? {
+                Layer::Image(image) => image.image_at_depth(below),
+                Layer::Raw { .. } => None,
+            },
+        }
+    }
+
+    /// Where the guest data of the layer `depth` layers down are stored: its image file, data file or raw file.
+    ///
+    /// # Errors
+    /// When the data are encrypted, so that their bytes are not the guest's, or there is no such layer.
+    pub fn data_at_depth(&self, depth: u32) -> Result<&S> {
+        match (depth.checked_sub(1), &self.backing) {
+            (None, _) => {
+                self.refuse_encrypted()?;
+                if self.geometry().data_file() && self.data_file.is_none() {
+                    return Err(Error::new(ErrorKind::Denied("the external data file was not opened".into()))
+                        .in_structure(Structure::DataFile));
+                }
+                Ok(self.data_storage())
+            }
+            (Some(below), Some(Layer::Image(image))) => image.data_at_depth(below),
+            (Some(0), Some(Layer::Raw { storage, .. })) => Ok(storage),
+            (Some(_), _) => Err(Error::invalid("no such layer")),
+        }
+    }
+}
+
+/// Copies `into.len()` bytes from position `skip`; what the cluster does not have is zero.
+fn copy_from(cluster: &[u8], skip: u64, into: &mut [u8]) {
+    let from = usize::try_from(skip).ok().and_then(|skip| cluster.get(skip..)).unwrap_or(&[]);
+    let (copied, missing) = into.split_at_mut(from.len().min(into.len()));
+    if let Some(source) = from.get(..copied.len()) {
+        copied.copy_from_slice(source);
+    }
+    missing.fill(0);
+}

@@ -1,0 +1,211 @@
+//! The order in which metadata reach storage (law 4): the one module that commits.
+//!
+//! 1. what nothing on storage points to yet: data (already written by the movers), new L2 tables, refcount blocks, a
+//!    moved refcount table; then a barrier. When the refcounts grew: the table entries of new blocks, or the header's
+//!    pointer to a moved table; then a barrier of its own, since a cluster must not become reachable before its
+//!    refcount is.
+//! 2. what makes it reachable: L2 entries, L1 entries, header fields; then a barrier.
+//! 3. decrements; holes where the last reference is gone; the clusters leave quarantine.
+//!
+//! A cut anywhere leaves refcounts that are too high (leaks), never too low.
+
+use alloc::vec::Vec;
+
+use super::Metadata;
+use crate::error::{Error, ErrorKind, Result, Structure};
+use crate::format::HostCluster;
+use crate::storage::{ReadStorage, Storage};
+
+/// Host clusters that each lose one reference at the next commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Quarantined {
+    pub(crate) first: HostCluster,
+    pub(crate) count: u64,
+    /// Punch a hole where the last reference goes.
+    pub(crate) pass: bool,
+}
+
+impl Metadata {
+    /// Puts clusters into quarantine: their reference is gone from memory, and will be from storage.
+    ///
+    /// # Errors
+    /// When a refcount is 0 already: the image is corrupt, and nothing was changed here.
+    pub(crate) fn release(&mut self, storage: &impl ReadStorage, release: Quarantined) -> Result<()> {
+        for n in 0..release.count {
+            let cluster = release.first.saturating_add(n);
+            if self.refcounts.get(storage, cluster)? == 0 {
+                return Err(Error::corrupt(Structure::RefcountBlock, "a cluster in use has refcount 0")
+                    .at_host(self.geometry.host_start(cluster).get()));
+            }
+        }
+        self.quarantined_clusters = self.quarantined_clusters.saturating_add(release.count);
+        match self.quarantine.last_mut() {
+            Some(last) if last.pass == release.pass && last.first.saturating_add(last.count) == release.first => {
+                last.count = last.count.saturating_add(release.count);
+            }
+            Some(_) | None => self.quarantine.push(release),
+        }
+        Ok(())
+    }
+
+    /// Whether an operation should commit before it makes more dirty.
+    pub(crate) fn wants_commit(&self) -> bool {
+        self.slices.is_crowded() || self.quarantine.len() > 65_536
+    }
+
+    /// Makes everything durable that was asked so far. No barrier when nothing changed, one when only data were
+    /// written in place, two when entries changed, three when the refcount structures grew as well.
+    pub(crate) fn flush(&mut self, storage: &impl Storage) -> Result<()> {
+        self.commit(storage)?;
+        if self.unsynced {
+            self.barrier(storage)?;
+        }
+        // Decrements: a promise is not owed for them, but other readers should not find leaks.
+        self.refcounts.write_blocks(storage)?;
+        Ok(())
+    }
+
+    /// Writes what is dirty, in order, and empties the quarantine.
+    pub(crate) fn commit(&mut self, storage: &impl Storage) -> Result<()> {
+        let links = self.header_dirty || !self.l1_dirty.is_empty() || self.slices.dirty_count() > 0;
+        if !links && !self.refcounts.has_unlinked() && self.quarantine.is_empty() {
+            return Ok(());
+        }
+        self.write_unreachable(storage)?;
+        if self.unsynced {
+            self.barrier(storage)?;
+        }
+        self.link_refcounts(storage)?;
+        self.write_links(storage)?;
+        if self.unsynced {
+            self.barrier(storage)?;
+        }
+        self.unlinked_tables.clear();
+        self.empty_quarantine(storage)
+    }
+
+    /// Slices of tables that nothing points to, refcount blocks, a moved refcount table.
+    fn write_unreachable(&mut self, storage: &impl Storage) -> Result<()> {
+        self.slices_before_l1(storage)?;
+        if self.refcounts.write_blocks(storage)? || self.refcounts.table_moved() {
+            self.unsynced = true;
+        }
+        self.refcounts.write_moved_table(storage)
+    }
+
+    /// Writes the dirty slices of L2 tables that no L1 entry on storage names.
+    pub(super) fn slices_before_l1(&mut self, storage: &impl Storage) -> Result<()> {
+        if self.unlinked_tables.is_empty() {
+            return Ok(());
+        }
+        let (tables, geometry, unsynced) = (&self.unlinked_tables, &self.geometry, &mut self.unsynced);
+        self.slices.write_dirty(
+            |slice| tables.contains(&geometry.align_down(slice.get())),
+            |slice, bytes| {
+                *unsynced = true;
+                storage.write_at(slice.get(), bytes).map_err(|e| Error::from(e).in_structure(Structure::L2Table))
+            },
+        )
+    }
+
+    /// Makes new refcount blocks, or a moved table, count. Costs a barrier, and only when refcounts grew.
+    fn link_refcounts(&mut self, storage: &impl Storage) -> Result<()> {
+        if !self.refcounts.has_unlinked() {
+            return Ok(());
+        }
+        self.refcounts.link_blocks(storage)?;
+        if self.refcounts.table_moved() {
+            let (offset, clusters) = self.refcounts.table_place();
+            self.header.header.refcount_table_offset = offset.get();
+            self.header.header.refcount_table_clusters = u32::try_from(clusters).unwrap_or(u32::MAX);
+            self.write_table_pointer(storage)?;
+        }
+        self.barrier(storage)?;
+        for old in self.refcounts.linked() {
+            let pass = self.options.pass_discard_other;
+            self.release(storage, Quarantined { first: old.first, count: old.clusters, pass })?;
+        }
+        Ok(())
+    }
+
+    /// The header's place and size of the refcount table alone (bytes 48 to 59, one sector): other changed fields may
+    /// name what is not durable yet.
+    fn write_table_pointer(&self, storage: &impl Storage) -> Result<()> {
+        let header = &self.header.header;
+        let mut field = Vec::with_capacity(12);
+        field.extend_from_slice(&header.refcount_table_offset.to_be_bytes());
+        field.extend_from_slice(&header.refcount_table_clusters.to_be_bytes());
+        storage.write_at(48, &field).map_err(|e| Error::from(e).in_structure(Structure::Header))
+    }
+
+    /// L2 entries, L1 entries, header fields.
+    fn write_links(&mut self, storage: &impl Storage) -> Result<()> {
+        let unsynced = &mut self.unsynced;
+        self.slices.write_dirty(
+            |_| true,
+            |slice, bytes| {
+                *unsynced = true;
+                storage.write_at(slice.get(), bytes).map_err(|e| Error::from(e).in_structure(Structure::L2Table))
+            },
+        )?;
+        self.write_l1_entries(storage)?;
+        if self.header_dirty {
+            storage
+                .write_at(0, &self.header.header.emit())
+                .map_err(|e| Error::from(e).in_structure(Structure::Header))?;
+            self.header_dirty = false;
+            self.unsynced = true;
+        }
+        Ok(())
+    }
+
+    fn write_l1_entries(&mut self, storage: &impl Storage) -> Result<()> {
+        let table = self.header.header.l1_table_offset;
+        let mut dirty = self.l1_dirty.iter().copied().peekable();
+        while let Some(first) = dirty.next() {
+            // Neighbours go out in one write.
+            let mut end = first.saturating_add(1);
+            while dirty.next_if_eq(&end).is_some() {
+                end = end.saturating_add(1);
+            }
+            let range = usize::try_from(first).unwrap_or(usize::MAX)..usize::try_from(end).unwrap_or(usize::MAX);
+            let bytes: Vec<u8> = self.l1.get(range).unwrap_or(&[]).iter().flat_map(|e| e.to_be_bytes()).collect();
+            storage
+                .write_at(table.saturating_add(first.saturating_mul(8)), &bytes)
+                .map_err(|e| Error::from(e).in_structure(Structure::L1Table).at_index(first))?;
+            self.unsynced = true;
+        }
+        self.l1_dirty.clear();
+        Ok(())
+    }
+
+    /// Decrements, holes, and the end of quarantine. Everything that named these clusters is gone from storage.
+    fn empty_quarantine(&mut self, storage: &impl Storage) -> Result<()> {
+        self.quarantined_clusters = 0;
+        for release in core::mem::take(&mut self.quarantine) {
+            let freed = self.refcounts.decrement(storage, release.first, release.count)?;
+            self.forget_free_byte(&freed);
+            let size = self.geometry.cluster_size();
+            for run in freed.chunk_by(|a, b| a.saturating_add(1) == *b) {
+                let Some(first) = run.first() else { continue };
+                let start = self.geometry.host_start(*first);
+                let length = u64::try_from(run.len()).unwrap_or(0).saturating_mul(size);
+                self.slices.forget(start, length);
+                if release.pass {
+                    // Advisory: space that stays allocated is not an error of the guest's.
+                    let _ = storage.discard(start.get(), length);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn barrier(&mut self, storage: &impl Storage) -> Result<()> {
+        storage.barrier().map_err(|error| {
+            // After a failed flush nobody knows what reached the disk: kernels drop the dirty pages.
+            Error::new(ErrorKind::Poisoned(alloc::format!("{error}")))
+        })?;
+        self.unsynced = false;
+        Ok(())
+    }
+}
