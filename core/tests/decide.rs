@@ -149,6 +149,8 @@ fn check(old: L2Entry, step: Step, ctx: &Context, what: &str) {
         HostOp::Now(range, effect) => {
             let host = old.host().expect("a host cluster");
             assert!(host.copied || geometry.data_file(), "shared: {place}");
+            // Until the entry is durable the old one counts, and must not read what neither the old nor the new says.
+            assert!(!ctx.full, "{place}");
             assert!(host.offset <= range.offset && range.length > 0, "{place}");
             assert!(range.offset.get() + range.length <= host.offset.get() + geometry.cluster_size(), "{place}");
             assert!(!views(step.entry, ctx).iter().any(|&view| overlaps(range, view, ctx)), "still read: {place}");

@@ -1,3 +1,18 @@
-//! qcow2 images on real files.
+//! qcow2 images on real files: what `qcowkit-core` leaves to the system it runs on.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`file`] | files and block devices as storage |
+//! | [`lock`] | image locks, shared with QEMU |
+//! | [`extents`] | where the file system keeps a file |
+//! | [`codec`] | compression by the reference libraries |
+//! | [`error`] | the system's errors as the core's |
+//!
+//! What the bytes of an image mean is known in `qcowkit-core` alone. Unsafe code is in two files, each with its
+//! proof: `lock/ofd.rs` (`fcntl`) and `extents/fiemap.rs` (`ioctl`).
 
 pub mod codec;
+pub mod error;
+pub mod extents;
+pub mod file;
+pub mod lock;

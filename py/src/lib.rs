@@ -8,9 +8,11 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _qcowkit {
     use pyo3::prelude::*;
+    use qcowkit_core::ErrorKind;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        module.add("__version__", env!("CARGO_PKG_VERSION"))
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("ERROR_CODES", ErrorKind::CODES.to_vec())
     }
 }

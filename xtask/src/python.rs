@@ -46,7 +46,7 @@ fn environment() -> Result<PathBuf, Failure> {
 
 /// The extension module and the facade, importable in the environment.
 fn build(venv: &Path) -> Result<(), Failure> {
-    let version = run::ask(run::command("rustc").arg("--version")).unwrap_or_default();
+    let version = run::ask(run::command(run::rustc()).arg("--version")).unwrap_or_default();
     let module = run::root().join("py/python/qcowkit/_qcowkit.abi3.so");
     Stamp::new("python-module", &SOURCES, &[&version, &venv.to_string_lossy()], module)?.step(|| {
         run::call(

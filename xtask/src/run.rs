@@ -67,6 +67,12 @@ pub(crate) fn cargo(name: &str) -> Command {
     cargo
 }
 
+/// The compiler that belongs to that cargo; in the search path another may come first.
+pub(crate) fn rustc() -> PathBuf {
+    let beside = std::env::var_os("CARGO").map(|cargo| PathBuf::from(cargo).with_file_name("rustc"));
+    beside.filter(|rustc| rustc.is_file()).unwrap_or_else(|| PathBuf::from("rustc"))
+}
+
 /// Runs a command whose output goes to the person; an exit code other than 0 is a failure.
 pub(crate) fn call(command: &mut Command) -> Result<(), Failure> {
     announce(command);

@@ -10,8 +10,9 @@ use crate::toolchain;
 pub(crate) enum Need {
     /// qemu-img, qemu-io and qemu-nbd: the reference that the differential tests ask.
     Qemu,
-    /// mkfs.ext4 and debugfs: the real file system inside an image.
-    Ext4,
+    /// Programs that make file systems: for images on them, and for a real file system inside an image. Mounting is
+    /// root's, so nobody else needs them.
+    FileSystems,
     /// A Python with `venv` and `pip`.
     Venv,
     /// Node and npm.
@@ -27,13 +28,21 @@ pub(crate) enum Need {
 }
 
 impl Need {
-    pub(crate) const ALL: [Self; 8] =
-        [Self::Qemu, Self::Ext4, Self::Venv, Self::Node, Self::Chromium, Self::WasmStd, Self::Std32, Self::Timers];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Qemu,
+        Self::FileSystems,
+        Self::Venv,
+        Self::Node,
+        Self::Chromium,
+        Self::WasmStd,
+        Self::Std32,
+        Self::Timers,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Qemu => "qemu-img, qemu-io, qemu-nbd",
-            Self::Ext4 => "mkfs.ext4, debugfs",
+            Self::FileSystems => "mkfs for ext4, xfs, btrfs and vfat",
             Self::Venv => "python3 (3.11 or newer) with venv",
             Self::Node => "node (18 or newer) and npm",
             Self::Chromium => "chromium",
@@ -47,7 +56,7 @@ impl Need {
     pub(crate) fn packages(self) -> &'static [&'static str] {
         match self {
             Self::Qemu => &["qemu-utils"],
-            Self::Ext4 => &["e2fsprogs"],
+            Self::FileSystems => &["e2fsprogs", "xfsprogs", "btrfs-progs", "dosfstools"],
             Self::Venv => &["python3-venv"],
             Self::Node => &["nodejs", "npm"],
             Self::Chromium => &["chromium"],
@@ -61,7 +70,10 @@ impl Need {
         let has = |name: &str| run::find_program(&[name]).is_some();
         match self {
             Self::Qemu => has("qemu-img") && has("qemu-io") && has("qemu-nbd"),
-            Self::Ext4 => ["mkfs.ext4", "debugfs"].iter().all(|name| has(name) || in_sbin(name)),
+            Self::FileSystems => {
+                let makes = |name: &&str| has(name) || in_sbin(name);
+                !is_root() || ["mkfs.ext4", "debugfs", "mkfs.xfs", "mkfs.btrfs", "mkfs.vfat"].iter().all(makes)
+            }
             Self::Venv => python().is_some(),
             Self::Node => has("node") && has("npm"),
             Self::Chromium => chromium().is_some(),

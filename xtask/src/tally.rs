@@ -63,6 +63,22 @@ pub(crate) fn cargo(line: &str) -> Option<Tally> {
     })
 }
 
+/// Tests that passed because they had nothing to run on. They say so themselves, in a line `skipped: why`; it is seen
+/// where cargo's `--show-output` prints what passing tests printed, below `---- NAME stdout ----`.
+pub(crate) fn skipped_inside(lines: &[String]) -> u64 {
+    let mut counted = false;
+    let mut skipped = 0;
+    for line in lines {
+        if line.starts_with("---- ") {
+            counted = false;
+        } else if line.starts_with("skipped: ") && !counted {
+            counted = true;
+            skipped += 1;
+        }
+    }
+    skipped
+}
+
 /// `2 failed, 10 passed, 1 skipped in 0.12s`, with or without the bar of equals signs around it.
 pub(crate) fn pytest(line: &str) -> Option<Tally> {
     let line = line.trim_matches(['=', ' ']);
@@ -113,6 +129,13 @@ mod tests {
         let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s";
         assert_eq!(cargo(line), counts(12, 3, 1));
         assert_eq!(cargo("running 3 tests"), None);
+    }
+
+    #[test]
+    fn a_test_that_says_so_twice_is_skipped_once() {
+        let lines =
+            ["---- a stdout ----", "skipped: no x", "skipped: no x", "---- b stdout ----", "skipped: no y", "ok"];
+        assert_eq!(skipped_inside(&lines.map(str::to_owned)), 2);
     }
 
     #[test]

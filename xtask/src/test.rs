@@ -19,7 +19,7 @@ struct Part {
 
 const PARTS: [Part; 5] = [
     Part { name: "tidy", needs: &[], obstacle: nothing, run: tidy::test },
-    Part { name: "rust", needs: &[Need::Qemu, Need::Ext4], obstacle: nothing, run: rust::test },
+    Part { name: "rust", needs: &[Need::Qemu, Need::FileSystems], obstacle: nothing, run: rust::test },
     Part { name: "32-bit", needs: &[Need::Std32], obstacle: rust::not_x86_linux, run: rust::test_32_bit },
     Part { name: "python", needs: &[Need::Qemu, Need::Venv], obstacle: nothing, run: python::test },
     Part {

@@ -40,8 +40,8 @@ pub(crate) enum Std {
 /// How to compile for wasm32, if that is possible here.
 pub(crate) fn wasm32() -> Option<Std> {
     let rust_lld = || {
-        let sysroot = sysroot("rustc")?;
-        let host = run::ask(run::command("rustc").args(["--print", "host-tuple"]))?;
+        let sysroot = sysroot(run::rustc())?;
+        let host = run::ask(run::command(run::rustc()).args(["--print", "host-tuple"]))?;
         let lld = sysroot.join("lib/rustlib").join(host).join("bin/rust-lld");
         lld.exists().then_some(lld)
     };
@@ -75,9 +75,9 @@ impl Std {
     pub(crate) fn describe(&self) -> String {
         let version = |rustc: &Path| run::ask(run::command(rustc).arg("--version")).unwrap_or_else(|| "unknown".into());
         match self {
-            Self::Installed => format!("in the toolchain ({})", version(Path::new("rustc"))),
+            Self::Installed => format!("in the toolchain ({})", version(&run::rustc())),
             Self::Built { rustc: None, .. } => {
-                format!("built from the toolchain's source ({})", version(Path::new("rustc")))
+                format!("built from the toolchain's source ({})", version(&run::rustc()))
             }
             Self::Built { rustc: Some(rustc), .. } => {
                 format!("built from source for {} ({})", rustc.display(), version(rustc))
@@ -87,7 +87,7 @@ impl Std {
 }
 
 fn find(target: &str, linker: impl FnOnce() -> Option<PathBuf>) -> Option<Std> {
-    let own = sysroot("rustc")?;
+    let own = sysroot(run::rustc())?;
     if own.join("lib/rustlib").join(target).join("lib").is_dir() {
         return Some(Std::Installed);
     }

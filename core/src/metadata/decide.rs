@@ -171,9 +171,9 @@ impl Context {
         !host.copied && !self.geometry.data_file()
     }
 
-    /// Whether the cluster is kept although its contents go.
+    /// Whether the cluster is kept although its contents go; asked where the discard is not `full`.
     fn retains(&self, host: HostRef) -> bool {
-        let able = self.geometry.version() >= 3 && self.kind == DiscardType::Request && !self.full;
+        let able = self.geometry.version() >= 3 && self.kind == DiscardType::Request;
         able && match self.policy.unref {
             Unref::Always => false,
             Unref::RetainUnshared => !self.shared(host),

@@ -65,7 +65,8 @@ impl Default for Capabilities {
 pub enum StorageExtentKind {
     /// Space is allocated.
     Data,
-    /// Nothing is allocated; reads as zeros.
+    /// Reads as zeros, and nothing is allocated as far as the store can tell: file systems count space that is
+    /// reserved but was never written as a hole.
     Hole,
     /// The store cannot tell.
     Unknown,

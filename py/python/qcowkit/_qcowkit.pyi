@@ -1,2 +1,4 @@
-__all__ = ["__version__"]
+__all__ = ["ERROR_CODES", "__version__"]
+
 __version__: str
+ERROR_CODES: list[str]

@@ -1,0 +1,396 @@
+//! Files and block devices as storage.
+
+mod sys;
+
+use std::fmt;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use qcowkit_core::storage::{
+    Capabilities, ReadStorage, Storage, StorageError, StorageErrorKind, StorageExtent, StorageExtentKind,
+    StorageOperation, ZeroMode,
+};
+
+use crate::error::storage_error;
+use crate::lock::LockRequest;
+
+/// The largest offset that the operating system takes.
+const MAX_OFFSET: u64 = i64::MAX.unsigned_abs();
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileAccess {
+    /// It must exist; writes are refused.
+    Read,
+    /// It must exist.
+    Write,
+    /// It is made when it does not exist. What it holds stays: take a lock before cutting it.
+    Create,
+    /// It must not exist.
+    CreateNew,
+}
+
+impl FileAccess {
+    fn options(self) -> OpenOptions {
+        let mut options = OpenOptions::new();
+        options.read(true).write(self != Self::Read);
+        options.create(self == Self::Create).create_new(self == Self::CreateNew);
+        options
+    }
+}
+
+/// What a file is, whatever names lead to it: two paths with equal identities are the same file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileIdentity {
+    /// The device that holds it.
+    pub device: u64,
+    /// Its inode number.
+    pub inode: u64,
+}
+
+/// A regular file or a block device.
+///
+/// Calls are positional, so one `FileStorage` can be used by many threads. Holes are made with `fallocate` and found
+/// with `SEEK_HOLE`, where the file system has them; where it has not, zeros are written and discards do nothing. A
+/// barrier is `fdatasync`.
+///
+/// A file system may count space that is reserved but was never written as a hole.
+///
+/// ```
+/// use qcowkit::file::{FileAccess, FileStorage};
+/// use qcowkit_core::storage::{ReadStorage, Storage};
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("disk");
+/// let disk = FileStorage::open(&path, FileAccess::CreateNew)?;
+/// disk.write_at(1 << 30, b"a gigabyte away")?;
+/// disk.barrier()?;
+/// assert_eq!(disk.len()?, (1 << 30) + 15);
+/// # Ok::<(), qcowkit_core::storage::StorageError>(())
+/// ```
+pub struct FileStorage {
+    file: File,
+    path: PathBuf,
+    read_only: bool,
+    /// The length of a block device; `None` for a file.
+    device_length: Option<u64>,
+    capabilities: Capabilities,
+    /// No other process changes the file: what was learned of holes stays true.
+    exclusive: AtomicBool,
+    /// The number of changes made, by which an old extent is known.
+    changes: AtomicU64,
+    last_extent: Mutex<Option<CachedExtent>>,
+    held_locks: Mutex<LockRequest>,
+}
+
+#[derive(Clone, Copy)]
+struct CachedExtent {
+    start: u64,
+    end: u64,
+    kind: StorageExtentKind,
+    changes: u64,
+}
+
+impl FileStorage {
+    /// Opens a file or block device by name.
+    ///
+    /// # Errors
+    /// When the system refuses, or the name is of a directory, a pipe, a socket or a character device.
+    pub fn open(path: impl AsRef<Path>, access: FileAccess) -> Result<Self, StorageError> {
+        let path = path.as_ref();
+        let fail = |error: io::Error| storage_error(&error, "open", None);
+        // Asked before opening, since opening a pipe waits for its other end.
+        match std::fs::metadata(path) {
+            Ok(metadata) => refuse_other_kinds(&metadata)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(fail(error)),
+        }
+        let file = access.options().open(path).map_err(fail)?;
+        Self::from_file(file, path, access != FileAccess::Read)
+    }
+
+    /// Takes a file that is open already, for reading and, when `writable`, for writing. The path is for messages.
+    ///
+    /// # Errors
+    /// When the system refuses, or it is neither a regular file nor a block device.
+    pub fn from_file(file: File, path: impl Into<PathBuf>, writable: bool) -> Result<Self, StorageError> {
+        let fail = |error: io::Error| storage_error(&error, "open", None);
+        let metadata = file.metadata().map_err(fail)?;
+        refuse_other_kinds(&metadata)?;
+        let device_length =
+            if sys::is_block_device(&metadata) { Some(sys::device_length(&file).map_err(fail)?) } else { None };
+        let capabilities = Capabilities {
+            read_only: !writable,
+            grows: writable && device_length.is_none(),
+            block_device: device_length.is_some(),
+            request_alignment: 1,
+            discard_alignment: sys::block_bytes(&metadata),
+            holes_read_zero: device_length.is_none() && sys::punches_holes(&file),
+        };
+        Ok(Self {
+            file,
+            path: path.into(),
+            read_only: !writable,
+            device_length,
+            capabilities,
+            exclusive: AtomicBool::new(false),
+            changes: AtomicU64::new(0),
+            last_extent: Mutex::new(None),
+            held_locks: Mutex::default(),
+        })
+    }
+
+    /// The name that it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The open file.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// What the file is, to find loops in backing chains; `None` where the system has no such thing.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn identity(&self) -> Result<Option<FileIdentity>, StorageError> {
+        Ok(sys::identity(&self.metadata()?))
+    }
+
+    /// The bytes that the file system has allocated for the file, what `du` says; a block device has its length.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn allocated_bytes(&self) -> Result<u64, StorageError> {
+        match self.device_length {
+            Some(length) => Ok(length),
+            None => Ok(sys::allocated_bytes(&self.metadata()?)),
+        }
+    }
+
+    /// The image locks held on the file.
+    pub(crate) fn held_locks(&self) -> MutexGuard<'_, LockRequest> {
+        self.held_locks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that no other process changes the file, so that what is known of its holes may be kept.
+    pub(crate) fn set_exclusive(&self, exclusive: bool) {
+        self.exclusive.store(exclusive, Ordering::Release);
+    }
+
+    fn metadata(&self) -> Result<Metadata, StorageError> {
+        self.file.metadata().map_err(|error| storage_error(&error, StorageOperation::Len.verb(), None))
+    }
+
+    /// Refuses what cannot be, and gives the end of the range.
+    fn admit(&self, operation: StorageOperation, offset: u64, length: u64) -> Result<u64, StorageError> {
+        let refuse = |kind| Err(StorageError::new(kind, operation.verb()).at(offset));
+        if self.read_only {
+            return refuse(StorageErrorKind::ReadOnly);
+        }
+        let limit = self.device_length.unwrap_or(MAX_OFFSET);
+        match offset.checked_add(length) {
+            Some(end) if end <= limit => Ok(end),
+            _ => refuse(StorageErrorKind::OutOfBounds),
+        }
+    }
+
+    /// Ends a call that changed something, or tried to.
+    fn changed(&self, operation: StorageOperation, offset: u64, done: io::Result<()>) -> Result<(), StorageError> {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        done.map_err(|error| storage_error(&error, operation.verb(), Some(offset)))
+    }
+
+    /// Makes zeros in a range that is not empty.
+    fn zero(&self, offset: u64, end: u64, mode: ZeroMode) -> io::Result<()> {
+        let length = end - offset;
+        match mode {
+            ZeroMode::MayUnmap => {
+                let old_end = match self.device_length {
+                    Some(length) => length,
+                    None => self.file.metadata()?.len(),
+                };
+                if end > old_end {
+                    // A written byte moves the end and, unlike a new length that is set, never moves it back when
+                    // another thread has just written behind it. The hole swallows its block again.
+                    sys::write_all_at(&self.file, &[0], end - 1)?;
+                }
+                if sys::punch(&self.file, offset, length)? {
+                    return Ok(());
+                }
+                let inside = end.min(old_end);
+                if offset < inside { write_zeros(&self.file, offset, inside) } else { Ok(()) }
+            }
+            ZeroMode::KeepAllocated => {
+                if sys::zero_range(&self.file, offset, length)? {
+                    return Ok(());
+                }
+                write_zeros(&self.file, offset, end)
+            }
+        }
+    }
+
+    /// Asks the system for the extent at `offset`, which is before the end.
+    fn seek_extent(&self, offset: u64, length: u64) -> io::Result<(StorageExtentKind, u64)> {
+        if self.device_length.is_some() {
+            return Ok((StorageExtentKind::Unknown, length));
+        }
+        Ok(match sys::next_data(&self.file, offset)? {
+            sys::Found::At(data) if data > offset => (StorageExtentKind::Hole, data.min(length)),
+            sys::Found::At(_) => match sys::next_hole(&self.file, offset)? {
+                sys::Found::At(hole) if hole > offset => (StorageExtentKind::Data, hole.min(length)),
+                // The file changed between the two questions.
+                _ => (StorageExtentKind::Unknown, length),
+            },
+            sys::Found::Nothing => (StorageExtentKind::Hole, length),
+            sys::Found::CannotTell => (StorageExtentKind::Unknown, length),
+        })
+    }
+
+    fn cached_extent(&self, offset: u64) -> Option<StorageExtent> {
+        let cached = (*self.last_extent.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let holds = cached.start <= offset
+            && offset < cached.end
+            && cached.changes == self.changes.load(Ordering::Acquire)
+            // Stale data is read and shows what is there. A stale hole would hide it.
+            && (cached.kind != StorageExtentKind::Hole || self.exclusive.load(Ordering::Acquire));
+        holds.then(|| StorageExtent { kind: cached.kind, length: cached.end - offset })
+    }
+}
+
+impl fmt::Debug for FileStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileStorage").field("path", &self.path).field("capabilities", &self.capabilities).finish()
+    }
+}
+
+impl ReadStorage for FileStorage {
+    fn len(&self) -> Result<u64, StorageError> {
+        match self.device_length {
+            Some(length) => Ok(length),
+            None => Ok(self.metadata()?.len()),
+        }
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), StorageError> {
+        let mut done = 0;
+        while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let at = offset.saturating_add(done as u64);
+            // Past the largest offset there is nothing, but asking there is an error.
+            let room = usize::try_from(MAX_OFFSET.saturating_sub(at)).unwrap_or(usize::MAX).min(rest.len());
+            if room == 0 {
+                rest.fill(0);
+                break;
+            }
+            match sys::read_at(&self.file, &mut rest[..room], at) {
+                Ok(0) => {
+                    rest.fill(0);
+                    break;
+                }
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(storage_error(&error, StorageOperation::Read.verb(), Some(at))),
+            }
+        }
+        Ok(())
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
+    fn next_extent(&self, offset: u64) -> Result<StorageExtent, StorageError> {
+        if let Some(extent) = self.cached_extent(offset) {
+            return Ok(extent);
+        }
+        let changes = self.changes.load(Ordering::Acquire);
+        let length = self.len()?;
+        if offset >= length {
+            return Ok(StorageExtent { kind: StorageExtentKind::Hole, length: 0 });
+        }
+        let (kind, end) = self
+            .seek_extent(offset, length)
+            .map_err(|error| storage_error(&error, StorageOperation::NextExtent.verb(), Some(offset)))?;
+        *self.last_extent.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(CachedExtent { start: offset, end, kind, changes });
+        Ok(StorageExtent { kind, length: end - offset })
+    }
+}
+
+impl Storage for FileStorage {
+    fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), StorageError> {
+        self.admit(StorageOperation::Write, offset, from.len() as u64)?;
+        self.changed(StorageOperation::Write, offset, sys::write_all_at(&self.file, from, offset))
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<(), StorageError> {
+        let end = self.admit(StorageOperation::WriteZeroes, offset, length)?;
+        if length == 0 {
+            return Ok(());
+        }
+        self.changed(StorageOperation::WriteZeroes, offset, self.zero(offset, end, mode))
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> Result<(), StorageError> {
+        let end = offset.saturating_add(length).min(self.len()?);
+        if offset >= end {
+            return if self.read_only { self.admit(StorageOperation::Discard, offset, 0).map(drop) } else { Ok(()) };
+        }
+        self.admit(StorageOperation::Discard, offset, end - offset)?;
+        self.changed(StorageOperation::Discard, offset, sys::punch(&self.file, offset, end - offset).map(drop))
+    }
+
+    fn set_len(&self, length: u64) -> Result<(), StorageError> {
+        self.admit(StorageOperation::SetLen, length, 0)?;
+        match self.device_length {
+            Some(own) if own == length => Ok(()),
+            Some(_) => {
+                Err(StorageError::new(StorageErrorKind::OutOfBounds, StorageOperation::SetLen.verb()).at(length))
+            }
+            None => self.changed(StorageOperation::SetLen, length, self.file.set_len(length)),
+        }
+    }
+
+    fn allocate(&self, offset: u64, length: u64) -> Result<(), StorageError> {
+        self.admit(StorageOperation::Allocate, offset, length)?;
+        if length == 0 || self.device_length.is_some() {
+            return Ok(());
+        }
+        self.changed(StorageOperation::Allocate, offset, sys::allocate(&self.file, offset, length))
+    }
+
+    fn barrier(&self) -> Result<(), StorageError> {
+        if self.read_only {
+            return Ok(());
+        }
+        self.file.sync_data().map_err(|error| storage_error(&error, StorageOperation::Barrier.verb(), None))
+    }
+}
+
+fn refuse_other_kinds(metadata: &Metadata) -> Result<(), StorageError> {
+    if metadata.is_file() || sys::is_block_device(metadata) {
+        return Ok(());
+    }
+    let what = if metadata.is_dir() { "is a directory" } else { "is neither a regular file nor a block device" };
+    Err(StorageError::new(StorageErrorKind::Other(what.to_owned()), "open"))
+}
+
+/// Writes zeros where the system cannot make them.
+fn write_zeros(file: &File, offset: u64, end: u64) -> io::Result<()> {
+    const CHUNK: usize = 1 << 20;
+    let longest = usize::try_from(end - offset).unwrap_or(CHUNK).min(CHUNK);
+    let zeros = vec![0; longest];
+    let mut at = offset;
+    while at < end {
+        let length = usize::try_from(end - at).unwrap_or(longest).min(longest);
+        sys::write_all_at(file, &zeros[..length], at)?;
+        at += length as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,181 @@
+"""What can go wrong, as a small tree below `OSError`.
+
+Every exception says what (`strerror`), in which file (`filename`) and where: `structure` names the structure of the
+format, `host_offset` is the byte position in the image file, `guest_offset` the one in the virtual disk, `index` the
+entry within the structure, `depth` the distance from the top of the backing chain. What does not apply is `None`.
+
+What the operating system refuses is raised as Python's own exception (`FileNotFoundError`, `PermissionError`, ...), so
+`except OSError` catches everything and `except QcowError` what is about qcow2.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+from typing import Any, ClassVar
+
+__all__ = [
+    "CodecError",
+    "CorruptImageError",
+    "DeniedError",
+    "EncryptedError",
+    "InvalidArgumentError",
+    "LimitError",
+    "LockedError",
+    "NoSpaceError",
+    "NotQcow2Error",
+    "OutOfRangeError",
+    "PoisonedError",
+    "QcowError",
+    "ReadOnlyError",
+    "StorageError",
+    "UnsupportedError",
+]
+
+
+class QcowError(OSError):
+    """The root of the tree."""
+
+    #: The kind's name, the same in Rust and JavaScript.
+    code: ClassVar[str] = ""
+    _errno: ClassVar[int] = _errno.EIO
+
+    structure: str | None
+    host_offset: int | None
+    guest_offset: int | None
+    index: int | None
+    depth: int | None
+
+    def __init__(
+        self,
+        message: str,
+        filename: str | None = None,
+        *,
+        structure: str | None = None,
+        host_offset: int | None = None,
+        guest_offset: int | None = None,
+        index: int | None = None,
+        depth: int | None = None,
+    ) -> None:
+        super().__init__(self._errno, message, filename)
+        self.structure = structure
+        self.host_offset = host_offset
+        self.guest_offset = guest_offset
+        self.index = index
+        self.depth = depth
+
+    def __str__(self) -> str:
+        return str(self.strerror) if self.filename is None else f"{self.filename}: {self.strerror}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # OSError would hand `errno` to a constructor that does not take one.
+        return _rebuild, (type(self), self.strerror, self.filename, dict(self.__dict__))
+
+
+class StorageError(QcowError):
+    """The storage below failed, and the operating system has no number for it."""
+
+    code = "storage"
+
+
+class NotQcow2Error(QcowError):
+    """The file is no qcow2 image."""
+
+    code = "not_qcow2"
+    _errno = _errno.EINVAL
+
+
+class CorruptImageError(QcowError):
+    """The image contradicts its specification or itself."""
+
+    code = "corrupt"
+
+
+class UnsupportedError(QcowError):
+    """The image needs something that is not supported; the message names it."""
+
+    code = "unsupported"
+    _errno = _errno.ENOTSUP
+
+
+class EncryptedError(QcowError):
+    """The guest data is encrypted and no key was given."""
+
+    code = "encrypted"
+    _errno = _errno.EACCES
+
+
+class DeniedError(QcowError):
+    """The image names a file that this call may not open."""
+
+    code = "denied"
+    _errno = _errno.EACCES
+
+
+class InvalidArgumentError(QcowError, ValueError):
+    """An argument is wrong."""
+
+    code = "invalid_argument"
+    _errno = _errno.EINVAL
+
+
+class OutOfRangeError(QcowError, ValueError):
+    """A guest range reaches beyond the end of the virtual disk."""
+
+    code = "out_of_range"
+    _errno = _errno.EINVAL
+
+
+class ReadOnlyError(QcowError):
+    """A write was asked of an image that is open read-only."""
+
+    code = "read_only"
+    _errno = _errno.EROFS
+
+
+class LockedError(QcowError):
+    """Another process holds the image."""
+
+    code = "locked"
+    _errno = _errno.EAGAIN
+
+
+class LimitError(QcowError):
+    """A table or field exceeds a limit; the message names it."""
+
+    code = "limit"
+    _errno = _errno.EFBIG
+
+
+class NoSpaceError(QcowError):
+    """The storage or the format has no room left."""
+
+    code = "no_space"
+    _errno = _errno.ENOSPC
+
+
+class CodecError(QcowError):
+    """Compressed data cannot be unpacked or packed."""
+
+    code = "codec"
+
+
+class PoisonedError(QcowError):
+    """An earlier failure left the image unsure: only closing is possible now."""
+
+    code = "poisoned"
+
+
+_BY_CODE: dict[str, type[QcowError]] = {kind.code: kind for kind in QcowError.__subclasses__()}
+
+
+def _raised(code: str, message: str, filename: str | None, errno: int | None, site: dict[str, Any]) -> OSError:
+    """The exception for an error of the core; called by the extension module alone."""
+    if errno is not None:
+        return OSError(errno, message, filename)
+    return _BY_CODE.get(code, QcowError)(message, filename, **site)
+
+
+def _rebuild(kind: type[QcowError], message: str, filename: str | None, state: dict[str, Any]) -> QcowError:
+    error = kind(message, filename)
+    error.__dict__.update(state)
+    return error
