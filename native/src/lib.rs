@@ -2,7 +2,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`file`] | files and block devices as storage |
+//! | [`mod@file`] | files and block devices as storage |
 //! | [`lock`] | image locks, shared with QEMU |
 //! | [`extents`] | where the file system keeps a file |
 //! | [`codec`] | compression by the reference libraries |
