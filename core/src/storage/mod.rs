@@ -4,6 +4,24 @@
 //! Calls are synchronous, positional, take `&self` and are complete: they transfer everything or fail. Reads past the
 //! end give zeros. What was written is read back at once, also before a [`Storage::barrier`]. Opening names, locking
 //! and alignment are not this floor's job.
+//!
+//! # Stores
+//! | store | what it is for |
+//! |---|---|
+//! | [`MemoryStorage`] | sparse, of any length; pages of one byte take no memory, so huge disks can be simulated |
+//! | [`SliceStorage`] | the read side over bytes that are there |
+//!
+//! # Wrappers
+//! | wrapper | what it adds |
+//! |---|---|
+//! | [`ReadOnly`] | a write side that refuses |
+//! | [`OverlayStorage`] | edits in memory over a base that is only read: dry runs, undo, saving a patch |
+//! | [`CountingStorage`] | calls and bytes of each kind |
+//! | [`RecordingStorage`] | a log of all changes and barriers, to replay any part of it: power cuts |
+//! | [`FailingStorage`] | failures by rule, and a limit of space |
+//! | [`ForbiddingStorage`] | ranges that may not be changed |
+//!
+//! The feature `conformance` adds the suite of tests that every store passes, for stores elsewhere.
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;

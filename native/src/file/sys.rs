@@ -12,6 +12,7 @@ pub(super) use unix::*;
 
 /// The answer to "where is the next data, or the next hole?".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(any(target_os = "linux", target_os = "macos", target_os = "freebsd")), allow(dead_code))]
 pub(super) enum Found {
     /// At this byte offset.
     At(u64),
