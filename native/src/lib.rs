@@ -6,6 +6,7 @@
 //! | [`lock`] | image locks, shared with QEMU |
 //! | [`extents`] | where the file system keeps a file |
 //! | [`codec`] | compression by the reference libraries |
+//! | [`info`] | what an image in a file says of itself |
 //! | `cli` | the program `qcowkit`, with the feature `cli` |
 //! | [`error`] | the system's errors as the core's |
 //!
@@ -18,4 +19,5 @@ pub mod codec;
 pub mod error;
 pub mod extents;
 pub mod file;
+pub mod info;
 pub mod lock;
