@@ -54,7 +54,7 @@ impl Default for MetadataOptions {
             slice_bytes: 4096,
             cache_bytes: 32 << 20,
             allocation: AllocationPolicy::default(),
-            quarantine_bytes: 64 << 20,
+            quarantine_bytes: 16 << 20,
             pass_discard_other: false,
         }
     }
