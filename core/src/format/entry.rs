@@ -5,7 +5,7 @@
 
 use core::fmt;
 
-use super::{Geometry, HostOffset};
+use super::{EntryError, EntryFaults, Geometry, HostOffset};
 
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
@@ -26,35 +26,6 @@ pub struct RawL2Entry {
     pub descriptor: u64,
     /// The subcluster bitmap; 0 in standard entries, which have none.
     pub bitmap: u64,
-}
-
-/// Why an entry has no meaning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
-#[non_exhaustive]
-pub enum EntryError {
-    /// Reserved bits are set.
-    #[error("reserved bits are set")]
-    ReservedBits,
-    /// The host offset is not a multiple of the cluster size.
-    #[error("the host offset is not aligned to a cluster")]
-    Unaligned,
-    /// The zero flag in an image of version 2.
-    #[error("the zero flag is set in an image of version 2")]
-    ZeroInVersion2,
-    /// A subcluster is marked both allocated and zero.
-    #[error("a subcluster is marked both allocated and zero")]
-    SubclusterConflict,
-    /// Subclusters are marked allocated, but there is no host cluster.
-    #[error("subclusters are allocated without a host cluster")]
-    SubclusterWithoutCluster,
-    /// A compressed cluster in an image with an external data file.
-    #[error("a compressed cluster in an image with an external data file")]
-    CompressedInDataFile,
-    /// With an external data file, the host offset must equal the guest offset.
-    #[error("the offset in the data file differs from the guest offset")]
-    DataFileOffset,
 }
 
 /// An L1 entry.
@@ -99,6 +70,18 @@ impl L1Entry {
     #[must_use]
     pub fn offset_bits(raw: u64) -> u64 {
         raw & OFFSET
+    }
+
+    /// Whether reserved bits are set.
+    #[must_use]
+    pub fn has_reserved_bits(raw: u64) -> bool {
+        raw & L1_RESERVED != 0
+    }
+
+    /// The COPIED bit of any raw entry.
+    #[must_use]
+    pub fn copied_bit(raw: u64) -> bool {
+        raw & COPIED != 0
     }
 
     /// The table's place, if there is one.
@@ -260,16 +243,42 @@ impl L2Entry {
         Ok(Self::Plain { host, parts })
     }
 
+    /// What the entry would say if nothing were wrong with it, and all that is wrong: for the check of broken images,
+    /// which has to follow references that reading refuses. The offset may be unaligned then.
+    #[must_use]
+    pub fn examine(raw: RawL2Entry, geometry: &Geometry) -> (Self, EntryFaults) {
+        let mut faults = EntryFaults::default();
+        if raw.descriptor & COMPRESSED != 0 {
+            faults.add_if(raw.descriptor & COPIED != 0, EntryError::CompressedCopied);
+            faults.add_if(geometry.data_file(), EntryError::CompressedInDataFile);
+            faults.add_if(raw.bitmap != 0, EntryError::CompressedBitmap);
+            return (Self::Compressed(compressed_range(raw, geometry)), faults);
+        }
+        let extended = geometry.extended_l2();
+        let offset = raw.descriptor & OFFSET;
+        let copied = raw.descriptor & COPIED != 0;
+        let mapped = offset != 0 || (geometry.data_file() && copied);
+        let zero = raw.descriptor & ZERO != 0;
+        let parts = if extended {
+            split_bitmap(raw.bitmap)
+        } else {
+            Subclusters { allocated: u32::from(mapped && !zero), zero: u32::from(zero) }
+        };
+        faults.add_if(raw.descriptor & L2_RESERVED != 0, EntryError::ReservedBits);
+        faults.add_if(!geometry.is_aligned(offset), EntryError::Unaligned);
+        faults.add_if(zero && extended, EntryError::ZeroInExtended);
+        faults.add_if(zero && !extended && geometry.version() < 3, EntryError::ZeroInVersion2);
+        faults.add_if(mapped && parts.allocated & parts.zero != 0, EntryError::SubclusterConflict);
+        faults.add_if(!mapped && parts.allocated != 0, EntryError::SubclusterWithoutCluster);
+        let host = mapped.then_some(HostRef { offset: HostOffset::new(offset), copied });
+        (Self::Plain { host, parts }, faults)
+    }
+
     fn decode_compressed(raw: RawL2Entry, geometry: &Geometry) -> Result<Self, EntryError> {
         if geometry.data_file() {
             return Err(EntryError::CompressedInDataFile);
         }
-        let (offset_mask, sector_shift) = compressed_layout(geometry);
-        let offset = raw.descriptor & offset_mask;
-        let more = (raw.descriptor & !(COMPRESSED | COPIED)).wrapping_shr(sector_shift);
-        // The count excludes the sector in which the data begin.
-        let length = more.saturating_add(1).saturating_mul(512).saturating_sub(offset % 512);
-        Ok(Self::Compressed(CompressedRange { offset: HostOffset::new(offset), length }))
+        Ok(Self::Compressed(compressed_range(raw, geometry)))
     }
 
     /// The bits. The inverse of [`L2Entry::decode`] for every value that `decode` gives.
@@ -376,9 +385,22 @@ fn compressed_layout(geometry: &Geometry) -> (u64, u32) {
     (1u64.wrapping_shl(shift).wrapping_sub(1), shift)
 }
 
-fn decode_bitmap(bitmap: u64, mapped: bool) -> Result<Subclusters, EntryError> {
+fn compressed_range(raw: RawL2Entry, geometry: &Geometry) -> CompressedRange {
+    let (offset_mask, sector_shift) = compressed_layout(geometry);
+    let offset = raw.descriptor & offset_mask;
+    let more = (raw.descriptor & !(COMPRESSED | COPIED)).wrapping_shr(sector_shift);
+    // The count excludes the sector in which the data begin.
+    let length = more.saturating_add(1).saturating_mul(512).saturating_sub(offset % 512);
+    CompressedRange { offset: HostOffset::new(offset), length }
+}
+
+fn split_bitmap(bitmap: u64) -> Subclusters {
     let allocated = u32::try_from(bitmap & u64::from(u32::MAX)).unwrap_or_default();
-    let zero = u32::try_from(bitmap >> 32).unwrap_or_default();
+    Subclusters { allocated, zero: u32::try_from(bitmap >> 32).unwrap_or_default() }
+}
+
+fn decode_bitmap(bitmap: u64, mapped: bool) -> Result<Subclusters, EntryError> {
+    let Subclusters { allocated, zero } = split_bitmap(bitmap);
     if allocated & zero != 0 {
         return Err(EntryError::SubclusterConflict);
     }
@@ -387,7 +409,6 @@ fn decode_bitmap(bitmap: u64, mapped: bool) -> Result<Subclusters, EntryError> {
     }
     Ok(Subclusters { allocated, zero })
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -448,6 +469,32 @@ mod tests {
         assert_eq!(L2Entry::decode(raw(0x50001, 0), &extended), Err(EntryError::ReservedBits));
         assert_eq!(L2Entry::decode(raw(0x50000, (1 << 32) | 1), &extended), Err(EntryError::SubclusterConflict));
         assert_eq!(L2Entry::decode(raw(0, 1), &extended), Err(EntryError::SubclusterWithoutCluster));
+    }
+
+    #[test]
+    fn examining_agrees_with_decoding_and_names_every_fault() {
+        let raw = |descriptor, bitmap| RawL2Entry { descriptor, bitmap };
+        for (extended, data_file) in [(false, false), (true, false), (false, true), (true, true)] {
+            let geometry = geometry(3, extended, data_file);
+            for descriptor in [0, 1, COPIED, COPIED | 0x50000, 0x50001, 0x50200, 0x50002, COMPRESSED | 0x50123, 1 << 58]
+            {
+                for bitmap in if extended { vec![0, 1, 1 << 32, (1 << 32) | 1, u64::MAX << 32] } else { vec![0] } {
+                    let (entry, faults) = L2Entry::examine(raw(descriptor, bitmap), &geometry);
+                    match L2Entry::decode(raw(descriptor, bitmap), &geometry) {
+                        Ok(decoded) => {
+                            assert_eq!(entry, decoded);
+                            assert!(
+                                faults.is_empty() || faults.iter().all(|fault| fault == EntryError::CompressedBitmap)
+                            );
+                        }
+                        Err(_) => assert!(!faults.is_empty(), "{descriptor:#x} {bitmap:#x}"),
+                    }
+                }
+            }
+        }
+        let (_, faults) = L2Entry::examine(raw(COPIED | COMPRESSED, 1), &geometry(3, true, true));
+        let expected = [EntryError::CompressedInDataFile, EntryError::CompressedCopied, EntryError::CompressedBitmap];
+        assert_eq!(faults.iter().collect::<vec::Vec<_>>(), expected);
     }
 
     #[test]

@@ -6,9 +6,11 @@
 mod bitmap;
 mod entry;
 mod extension;
+mod fault;
 mod features;
 mod geometry;
 mod header;
+mod l2_table;
 mod limits;
 mod name;
 mod offset;
@@ -18,16 +20,19 @@ mod snapshot;
 mod validate;
 
 pub use bitmap::{BitmapEntry, BitmapFlags, BitmapTableEntry};
-pub use entry::{CompressedRange, EntryError, HostRef, L1Entry, L2Entry, L2Kind, RawL2Entry, Subclusters};
+pub use entry::{CompressedRange, HostRef, L1Entry, L2Entry, L2Kind, RawL2Entry, Subclusters};
 pub use extension::{BitmapsExtension, Extension};
+pub use fault::{EntryError, EntryFaults};
 pub use features::{AutoclearFeatures, CompatibleFeatures, FeatureKind, FeatureName, IncompatibleFeatures};
 pub use geometry::Geometry;
 pub use header::{Header, HeaderArea, WriteObstacles};
+pub use l2_table::{L2Run, L2Runs, l2_runs};
 pub use limits::*;
 pub use name::Name;
 pub use offset::{GuestCluster, GuestOffset, HostCluster, HostOffset};
 pub use reader::Reader;
 pub use refcount::{
-    decode_refcount_table_entry, encode_refcount_table_entry, max_refcount, read_refcount, write_refcount,
+    decode_refcount_table_entry, encode_refcount_table_entry, max_refcount, read_refcount, refcount_table_offset_bits,
+    write_refcount,
 };
 pub use snapshot::Snapshot;

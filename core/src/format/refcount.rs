@@ -22,6 +22,12 @@ pub fn decode_refcount_table_entry(raw: u64, geometry: &Geometry) -> Result<Opti
     Ok((offset != 0).then_some(HostOffset::new(offset)))
 }
 
+/// The offset bits of a refcount table entry, whatever else is wrong with it: for the check of broken images.
+#[must_use]
+pub fn refcount_table_offset_bits(raw: u64) -> u64 {
+    raw & TABLE_ENTRY_OFFSET
+}
+
 /// The bits of a refcount table entry.
 #[must_use]
 pub fn encode_refcount_table_entry(block: Option<HostOffset>) -> u64 {

@@ -93,6 +93,16 @@ impl Snapshot {
         Ok(length.saturating_add(7) & !7)
     }
 
+    /// Bytes of extra data, told from the first [`Snapshot::FIXED_LENGTH`] bytes of an entry; not checked.
+    ///
+    /// # Errors
+    /// When the bytes are fewer.
+    pub fn extra_data_length(fixed: &[u8]) -> Result<u32> {
+        let mut reader = Reader::new(fixed, Structure::SnapshotTable, 0);
+        reader.take(36, "the fields before it")?;
+        reader.u32("length of extra data")
+    }
+
     /// Appends the entry with its padding.
     ///
     /// # Errors
@@ -203,6 +213,8 @@ mod tests {
             let at = out.len();
             snapshot.emit(&mut out).unwrap();
             assert_eq!(Snapshot::entry_length(&out[at..]).unwrap(), (out.len() - at) as u64);
+            let extra = Snapshot::extra_data_length(&out[at..]).unwrap();
+            assert_eq!(extra as usize, snapshot.extra_data.len());
         });
         assert_eq!(out, bytes);
     }

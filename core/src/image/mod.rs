@@ -29,7 +29,7 @@ use crate::storage::Storage;
 
 pub use create::{CreateOptions, Preallocation};
 pub use map::{Content, Extent};
-pub use open::{AllowNone, Found, LayerFormat, Opener, Reference, Role};
+pub use open::{AllowNone, Found, LayerFormat, Opener, Reference, Role, read_header};
 pub use options::{DetectZeroes, OpenOptions};
 pub use write::WritePlan;
 

@@ -243,7 +243,7 @@ impl<S: Storage> Image<S> {
 ///
 /// # Errors
 /// Not a qcow2 image, a header cut short, a storage that fails.
-pub(crate) fn read_header(storage: &impl ReadStorage) -> Result<HeaderArea> {
+pub fn read_header<S: ReadStorage + ?Sized>(storage: &S) -> Result<HeaderArea> {
     let length = storage.len()?;
     let mut start = vec![0u8; usize::try_from(length.min(512)).unwrap_or(512)];
     storage.read_at(0, &mut start)?;

@@ -1,6 +1,11 @@
-//! The floor of what is done with whole images.
+//! What is done with whole images.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`walk`](mod@walk) | visits every reference to a host range; the one walk that the others stand on |
 
-pub mod info;
-mod tables;
+pub mod walk;
 
-pub use tables::{read_bitmaps, read_snapshots};
+pub use walk::{Walk, walk};
+
+pub use crate::image::read_header;
