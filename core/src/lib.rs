@@ -4,7 +4,7 @@
 //!
 //! | floor | what it holds |
 //! |---|---|
-//! | [`operations`] | check, analyze, inspect: what is done with whole images |
+//! | [`operations`] | info, check, analyze, inspect: what is done with whole images |
 //! | `image` | the guest's view: open, create, map, read, write, write zeroes, discard, flush |
 //! | `metadata` | tables in memory, allocation, the decision of what a discard does, the order of commits |
 //! | `format` | bytes and values: header, extensions, entries, refcounts. No I/O |

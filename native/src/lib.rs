@@ -6,13 +6,18 @@
 //! | [`lock`] | image locks, shared with QEMU |
 //! | [`extents`] | where the file system keeps a file |
 //! | [`codec`] | compression by the reference libraries |
+//! | [`info`] | what an image in a file says of itself |
+//! | `cli` | the program `qcowkit`, with the feature `cli` |
 //! | [`error`] | the system's errors as the core's |
 //!
 //! What the bytes of an image mean is known in `qcowkit-core` alone. Unsafe code is in two files, each with its
 //! proof: `lock/ofd.rs` (`fcntl`) and `extents/fiemap.rs` (`ioctl`).
 
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod codec;
 pub mod error;
 pub mod extents;
 pub mod file;
+pub mod info;
 pub mod lock;

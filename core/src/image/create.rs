@@ -280,7 +280,7 @@ impl<S: Storage> Image<S> {
         self.flush()
     }
 
-    /// Maps the unallocated clusters from `first` on, as many as lie in one slice and one run.
+    /// Maps the unallocated clusters from `first` on, as many as lie in one table and one run.
     fn preallocate_run(
         &mut self,
         first: GuestCluster,
@@ -289,8 +289,7 @@ impl<S: Storage> Image<S> {
     ) -> Result<(u64, Option<crate::metadata::Run>)> {
         let geometry = *self.geometry();
         self.metadata.writable_table(&self.storage, geometry.l1_index(first))?;
-        let per_slice = self.metadata.entries_per_slice().max(1);
-        let most = most.min(per_slice.saturating_sub(first.get().checked_rem(per_slice).unwrap_or(0)));
+        let most = most.min(geometry.l2_entries().saturating_sub(geometry.l2_index(first)));
         let mut missing = None;
         let count = self.metadata.visit(&self.storage, first, most, |entry| {
             let unallocated = entry.is_none_or(|entry| entry == L2Entry::UNALLOCATED);

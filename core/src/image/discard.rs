@@ -197,15 +197,15 @@ impl<S: Storage> Image<S> {
         let nothing_to_do = decide(L2Entry::UNALLOCATED, context).is_some_and(|step| !step.changed);
         while at < last {
             let cluster = GuestCluster::new(at);
-            let per_slice = self.metadata.entries_per_slice().max(1);
-            let in_slice = per_slice.saturating_sub(at.checked_rem(per_slice).unwrap_or(0));
+            let per_step = self.metadata.entries_per_step().max(1);
+            let in_step = per_step.saturating_sub(at.checked_rem(per_step).unwrap_or(0));
             let l1_index = context.geometry.l1_index(cluster);
             if nothing_to_do && self.metadata.l2_table(l1_index)?.is_none() {
                 at = context.geometry.cluster_at(l1_index.saturating_add(1), 0).get();
                 continue;
             }
             let mut entries: Vec<L2Entry> = Vec::new();
-            let most = in_slice.min(last.saturating_sub(at));
+            let most = in_step.min(last.saturating_sub(at));
             let visited = self.metadata.visit(&self.storage, cluster, most, |entry| {
                 match entry {
                     Some(entry) => entries.push(entry),

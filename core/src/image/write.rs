@@ -188,15 +188,15 @@ impl<S: Storage> Image<S> {
         piece.run.map(|run| run.first.saturating_add(run.count))
     }
 
-    /// Decides the longest run from `offset` on that goes to one run of host bytes, within one L2 slice.
+    /// Decides the longest run from `offset` on that goes to one run of host bytes, within one step of the allocation.
     fn prepare_piece(&mut self, offset: u64, length: u64, goal: Option<HostCluster>) -> Result<Piece> {
         let geometry = *self.geometry();
         let first = geometry.guest_cluster(GuestOffset::new(offset));
         self.metadata.writable_table(&self.storage, geometry.l1_index(first))?;
-        let per_slice = self.metadata.entries_per_slice().max(1);
-        let in_slice = per_slice.saturating_sub(first.get().checked_rem(per_slice).unwrap_or(0));
+        let per_step = self.metadata.entries_per_step().max(1);
+        let in_step = per_step.saturating_sub(first.get().checked_rem(per_step).unwrap_or(0));
         let last = geometry.guest_cluster(GuestOffset::new(offset.saturating_add(length).saturating_sub(1)));
-        let most = last.distance_from(first).saturating_add(1).min(in_slice);
+        let most = last.distance_from(first).saturating_add(1).min(in_step);
         let (entries, in_place) = self.similar_entries(first, most)?;
         let count = u64::try_from(entries.len()).unwrap_or(1);
         if in_place {

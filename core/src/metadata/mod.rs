@@ -30,11 +30,13 @@ pub use decide::{DiscardPolicy, DiscardType, Pass, RetainedOp, Unref};
 use refcounts::Refcounts;
 use slices::SliceCache;
 
+/// QEMU's default `l2-cache-size` on Linux.
+const QEMU_L2_CACHE_BYTES: u64 = 32 << 20;
+
 /// How the tables are kept in memory and how clusters are found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MetadataOptions {
-    /// Bytes of one L2 slice (QEMU: `l2-cache-entry-size`); 512 up to the cluster size. It is also the most that one
-    /// allocation covers, as in QEMU.
+    /// Bytes of one L2 slice, the unit in which tables are read and written; 512 up to the cluster size.
     pub slice_bytes: u64,
     /// Bytes of L2 slices kept in memory (QEMU: `l2-cache-size`). Dirty slices can exceed it until the next commit.
     pub cache_bytes: u64,
@@ -54,7 +56,7 @@ impl Default for MetadataOptions {
             slice_bytes: 4096,
             cache_bytes: 32 << 20,
             allocation: AllocationPolicy::default(),
-            quarantine_bytes: 64 << 20,
+            quarantine_bytes: 16 << 20,
             pass_discard_other: false,
         }
     }
@@ -132,9 +134,15 @@ impl Metadata {
         &self.geometry
     }
 
-    /// Entries of an L2 slice: the most clusters that are decided in one step.
-    pub(crate) fn entries_per_slice(&self) -> u64 {
-        self.slices.entries_per_slice()
+    /// The most clusters that one allocation covers; steps begin at multiples of it.
+    ///
+    /// QEMU allocates for one of its own L2 slices at a time: a whole table where all tables fit its cache of 32 MiB,
+    /// else 4 KiB of one (`docs/qcow2-cache.txt`). Layouts would differ from QEMU's if this did.
+    pub(crate) fn entries_per_step(&self) -> u64 {
+        let tables = self.geometry.guest_clusters().saturating_mul(self.geometry.l2_entry_size());
+        let slice = if tables <= QEMU_L2_CACHE_BYTES { self.geometry.cluster_size() } else { 4096 };
+        let slice = slice.min(self.geometry.cluster_size());
+        slice.checked_div(self.geometry.l2_entry_size()).unwrap_or(1).max(1)
     }
 
     pub(crate) fn l1_len(&self) -> u64 {
@@ -198,7 +206,7 @@ impl Metadata {
         let Some(table) = self.l2_table(self.geometry.l1_index(first))? else {
             return Ok(if visit(None) { count } else { 0 });
         };
-        let per_slice = self.entries_per_slice();
+        let per_slice = self.slices.entries_per_slice();
         let mut done = 0u64;
         while done < count {
             let cluster = first.saturating_add(done);

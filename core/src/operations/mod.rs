@@ -2,10 +2,14 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | [`info`] | what an image says of itself |
 //! | [`walk`](mod@walk) | visits every reference to a host range; the one walk that the others stand on |
 
+pub mod info;
+mod tables;
 pub mod walk;
 
+pub use tables::{read_bitmaps, read_snapshots};
 pub use walk::{Walk, walk};
 
 pub use crate::image::read_header;

@@ -1,0 +1,212 @@
+//! What an image says of itself: the facts of `qemu-img info`, without what only a file system knows.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use super::tables::{read_bitmaps, read_snapshots};
+use crate::error::Result;
+use crate::format::{BitmapEntry, BitmapFlags, HeaderArea, Snapshot};
+use crate::storage::ReadStorage;
+
+/// What an image says of itself. In JSON the names and the shape are those of `qemu-img info --output=json`; the name of
+/// the file, its size on disk and the like are added by whoever knows them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub struct ImageInfo {
+    /// Always "qcow2".
+    pub format: &'static str,
+    /// Bytes of the virtual disk.
+    pub virtual_size: u64,
+    /// Bytes of a cluster.
+    pub cluster_size: u64,
+    /// The dirty bit: refcounts must be rebuilt before use.
+    pub dirty_flag: bool,
+    /// Guest data are encrypted.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "core::ops::Not::not"))]
+    pub encrypted: bool,
+    /// The name of the backing file as it stands in the image.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub backing_filename: Option<String>,
+    /// The format of the backing file, if the image says it.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub backing_filename_format: Option<String>,
+    /// The internal snapshots.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Vec::is_empty"))]
+    pub snapshots: Vec<SnapshotInfo>,
+    /// What only qcow2 images have.
+    pub format_specific: FormatSpecific,
+}
+
+/// The envelope that QEMU puts around what one format has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct FormatSpecific {
+    /// Always "qcow2".
+    #[cfg_attr(feature = "serde", serde(rename = "type"))]
+    pub kind: &'static str,
+    /// The facts.
+    pub data: Qcow2Info,
+}
+
+/// What only qcow2 images have. Fields of version 3 are `None` for version 2.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub struct Qcow2Info {
+    /// The version in QEMU's words: "0.10" is version 2, "1.1" is version 3.
+    pub compat: &'static str,
+    /// "zlib" or "zstd".
+    pub compression_type: String,
+    /// Width of a refcount in bits.
+    pub refcount_bits: u64,
+    /// Whether refcounts may be updated late.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub lazy_refcounts: Option<bool>,
+    /// The corrupt bit: nothing but repair may write.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub corrupt: Option<bool>,
+    /// Whether clusters have subclusters.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub extended_l2: Option<bool>,
+    /// The name of the external data file.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub data_file: Option<String>,
+    /// Whether the external data file can be read alone.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub data_file_raw: Option<bool>,
+    /// How guest data are encrypted.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub encrypt: Option<EncryptInfo>,
+    /// The persistent bitmaps, if they are consistent.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Vec::is_empty"))]
+    pub bitmaps: Vec<BitmapInfo>,
+}
+
+/// How guest data are encrypted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct EncryptInfo {
+    /// "aes" or "luks".
+    pub format: &'static str,
+}
+
+/// An internal snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub struct SnapshotInfo {
+    /// The ID, unique within the image.
+    pub id: String,
+    /// The name.
+    pub name: String,
+    /// Bytes of saved machine state; 0 without one.
+    pub vm_state_size: u64,
+    /// When it was taken, in seconds since 1970.
+    pub date_sec: u32,
+    /// The rest of that time, in nanoseconds.
+    pub date_nsec: u32,
+    /// The machine's clock, in whole seconds.
+    pub vm_clock_sec: u64,
+    /// The rest of it, in nanoseconds.
+    pub vm_clock_nsec: u64,
+    /// The instruction count, if one was recorded.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub icount: Option<u64>,
+}
+
+/// A persistent bitmap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct BitmapInfo {
+    /// The name.
+    pub name: String,
+    /// Guest bytes that one bit speaks for; 0 where the image says something impossible.
+    pub granularity: u64,
+    /// "in-use": it may be stale; "auto": it records guest writes.
+    pub flags: Vec<&'static str>,
+}
+
+impl ImageInfo {
+    /// Reads what is not in the header already: the snapshot table and the bitmap directory.
+    ///
+    /// # Errors
+    /// When one of the two cannot be read.
+    pub fn read(area: &HeaderArea, storage: &(impl ReadStorage + ?Sized)) -> Result<Self> {
+        let header = &area.header;
+        Ok(Self {
+            format: "qcow2",
+            virtual_size: header.virtual_size,
+            cluster_size: 1u64.checked_shl(header.cluster_bits).unwrap_or(0),
+            dirty_flag: header.incompatible.dirty(),
+            encrypted: header.crypt_method != 0,
+            backing_filename: area.backing_file.as_ref().map(ToString::to_string),
+            backing_filename_format: area.backing_format().map(ToString::to_string),
+            snapshots: read_snapshots(header, storage)?.iter().map(SnapshotInfo::new).collect(),
+            format_specific: FormatSpecific {
+                kind: "qcow2",
+                data: Qcow2Info::new(area, &read_bitmaps(area, storage)?),
+            },
+        })
+    }
+}
+
+impl Qcow2Info {
+    fn new(area: &HeaderArea, bitmaps: &[BitmapEntry]) -> Self {
+        let header = &area.header;
+        let since_3 = |value: bool| (header.version >= 3).then_some(value);
+        Self {
+            compat: if header.version >= 3 { "1.1" } else { "0.10" },
+            compression_type: match header.compression_type {
+                0 => "zlib".to_string(),
+                1 => "zstd".to_string(),
+                other => other.to_string(),
+            },
+            refcount_bits: 1u64.checked_shl(header.refcount_order).unwrap_or(0),
+            lazy_refcounts: since_3(header.compatible.lazy_refcounts()),
+            corrupt: since_3(header.incompatible.corrupt()),
+            extended_l2: since_3(header.incompatible.extended_l2()),
+            data_file: area.data_file().map(ToString::to_string),
+            data_file_raw: header.incompatible.data_file().then_some(header.autoclear.data_file_raw()),
+            encrypt: match header.crypt_method {
+                0 => None,
+                1 => Some(EncryptInfo { format: "aes" }),
+                _ => Some(EncryptInfo { format: "luks" }),
+            },
+            bitmaps: bitmaps.iter().map(BitmapInfo::new).collect(),
+        }
+    }
+}
+
+impl SnapshotInfo {
+    fn new(snapshot: &Snapshot) -> Self {
+        const NANOSECONDS: u64 = 1_000_000_000;
+        let clock = snapshot.vm_clock_nanoseconds;
+        Self {
+            id: snapshot.id.to_string(),
+            name: snapshot.name.to_string(),
+            vm_state_size: snapshot.vm_state_size(),
+            date_sec: snapshot.date_seconds,
+            date_nsec: snapshot.date_nanoseconds,
+            vm_clock_sec: clock.checked_div(NANOSECONDS).unwrap_or(0),
+            vm_clock_nsec: clock.checked_rem(NANOSECONDS).unwrap_or(0),
+            icount: snapshot.icount(),
+        }
+    }
+}
+
+impl BitmapInfo {
+    fn new(entry: &BitmapEntry) -> Self {
+        let flags = [(BitmapFlags::IN_USE, "in-use"), (BitmapFlags::AUTO, "auto")];
+        Self {
+            name: entry.name.to_string(),
+            granularity: entry.granularity().unwrap_or(0),
+            flags: flags.into_iter().filter(|(flag, _)| entry.flags.contains(*flag)).map(|(_, name)| name).collect(),
+        }
+    }
+}

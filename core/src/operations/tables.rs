@@ -1,0 +1,96 @@
+//! Tables that stand outside the guest's way through the image: snapshots and bitmaps.
+
+use alloc::format;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::error::{Error, ErrorKind, Result, Structure};
+use crate::format::{
+    BitmapEntry, Header, HeaderArea, MAX_BITMAP_DIRECTORY_BYTES, MAX_SNAPSHOT_EXTRA_DATA, MAX_SNAPSHOT_TABLE_BYTES,
+    MAX_SNAPSHOTS, Snapshot,
+};
+use crate::storage::ReadStorage;
+
+/// The snapshot table (section "Snapshots").
+///
+/// # Errors
+/// More snapshots or bytes than the limits allow, an entry that does not parse, a storage that fails.
+pub fn read_snapshots(header: &Header, storage: &(impl ReadStorage + ?Sized)) -> Result<Vec<Snapshot>> {
+    let limit = |what| Error::new(ErrorKind::Limit(what)).in_structure(Structure::SnapshotTable);
+    if header.snapshot_count > MAX_SNAPSHOTS {
+        return Err(limit(format!("{} snapshots, at most {MAX_SNAPSHOTS} are allowed", header.snapshot_count)));
+    }
+    // With the extra data within their limit, what the two length fields can say bounds the entry.
+    let longest = u64::from(MAX_SNAPSHOT_EXTRA_DATA).saturating_add(2 << 16);
+    let mut snapshots = Vec::new();
+    let mut offset = header.snapshots_offset;
+    let mut total = 0u64;
+    for index in 0..header.snapshot_count {
+        let here = |error: Error| error.in_structure(Structure::SnapshotTable).at_index(index.into());
+        let mut fixed = [0u8; Snapshot::FIXED_LENGTH];
+        storage.read_at(offset, &mut fixed).map_err(|error| here(error.into()))?;
+        let length = Snapshot::entry_length(&fixed).map_err(here)?;
+        total = total.saturating_add(length);
+        if length > longest || total > MAX_SNAPSHOT_TABLE_BYTES {
+            return Err(here(limit(format!("the entry is {length} bytes long, the table at least {total}"))));
+        }
+        let mut bytes = vec![0u8; usize::try_from(length).unwrap_or(0)];
+        storage.read_at(offset, &mut bytes).map_err(|error| here(error.into()))?;
+        let mut reader = crate::format::Reader::new(&bytes, Structure::SnapshotTable, offset);
+        snapshots.push(Snapshot::parse(&mut reader).map_err(here)?);
+        offset = offset.saturating_add(length);
+    }
+    Ok(snapshots)
+}
+
+/// The bitmap directory (section "Bitmap directory"), if the image has one that is consistent; otherwise nothing.
+///
+/// # Errors
+/// A directory larger than the limit or than the file, an entry that does not parse, a storage that fails.
+pub fn read_bitmaps(area: &HeaderArea, storage: &(impl ReadStorage + ?Sized)) -> Result<Vec<BitmapEntry>> {
+    let Some(bitmaps) = area.consistent_bitmaps() else { return Ok(Vec::new()) };
+    let at = |error: Error| error.in_structure(Structure::BitmapDirectory).at_host(bitmaps.directory_offset);
+    if bitmaps.directory_size > MAX_BITMAP_DIRECTORY_BYTES.min(storage.len()?) {
+        let what = format!("a bitmap directory of {} bytes", bitmaps.directory_size);
+        return Err(at(Error::new(ErrorKind::Limit(what))));
+    }
+    let mut bytes = vec![0u8; usize::try_from(bitmaps.directory_size).unwrap_or(0)];
+    storage.read_at(bitmaps.directory_offset, &mut bytes).map_err(|error| at(error.into()))?;
+    BitmapEntry::parse_directory(&bytes, bitmaps.nb_bitmaps, bitmaps.directory_offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{AutoclearFeatures, BitmapsExtension, Extension};
+    use crate::storage::MemoryStorage;
+
+    #[test]
+    fn impossible_snapshot_tables_are_refused_before_memory_is_taken() {
+        let mut header = Header::new(3, 16, 1 << 20);
+        header.snapshot_count = MAX_SNAPSHOTS + 1;
+        let refused = |header: &Header, bytes: &[u8]| {
+            let error = read_snapshots(header, &MemoryStorage::from_bytes(bytes)).unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::Limit(_)), "{error}");
+            assert_eq!(error.site().structure, Some(Structure::SnapshotTable));
+        };
+        refused(&header, &[]);
+        header.snapshot_count = 1;
+        let mut entry = [0u8; Snapshot::FIXED_LENGTH];
+        entry[36..].copy_from_slice(&u32::MAX.to_be_bytes());
+        refused(&header, &entry);
+    }
+
+    #[test]
+    fn a_bitmap_directory_larger_than_the_file_is_refused() {
+        let mut header = Header::new(3, 16, 1 << 20);
+        header.autoclear = AutoclearFeatures::BITMAPS;
+        let mut area = HeaderArea::new(header);
+        let bitmaps = BitmapsExtension { nb_bitmaps: 1, directory_size: 1 << 20, directory_offset: 0 };
+        area.extensions.push(Extension::Bitmaps(bitmaps));
+        let error = read_bitmaps(&area, &MemoryStorage::from_bytes(&[0; 512])).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Limit(_)), "{error}");
+        area.header.autoclear = AutoclearFeatures::default();
+        assert!(read_bitmaps(&area, &MemoryStorage::from_bytes(&[0; 512])).unwrap().is_empty());
+    }
+}
