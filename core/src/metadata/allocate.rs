@@ -1,7 +1,5 @@
 //! Where new clusters come from.
 
-use alloc::vec::Vec;
-
 use super::Metadata;
 use crate::error::{Error, ErrorKind, Result, Structure};
 use crate::format::{CompressedRange, HostCluster, HostOffset};
@@ -153,20 +151,21 @@ impl Metadata {
         (first, last.distance_from(first).saturating_add(1))
     }
 
-    /// Forgets the half-filled cluster when it has become free.
-    pub(super) fn forget_free_byte(&mut self, freed: &[HostCluster]) {
-        if let Some(free) = self.free_byte
-            && freed.contains(&self.geometry.host_cluster(free))
-        {
-            self.free_byte = None;
+    /// Forgets the half-filled cluster when it is among those that have become free.
+    pub(super) fn forget_free_byte(&mut self, first: HostCluster, count: u64) {
+        if let Some(free) = self.free_byte {
+            let cluster = self.geometry.host_cluster(free);
+            if first <= cluster && cluster < first.saturating_add(count) {
+                self.free_byte = None;
+            }
         }
     }
 
     /// Takes back room for compressed data that was never linked.
     pub(crate) fn undo_compressed(&mut self, storage: &impl Storage, range: CompressedRange) -> Result<()> {
         let (first, count) = self.compressed_clusters(range);
-        let freed: Vec<HostCluster> = self.refcounts.decrement(storage, first, count)?;
-        self.forget_free_byte(&freed);
-        Ok(())
+        // What was packed before it in the same cluster keeps its place; only new data begin elsewhere.
+        self.forget_free_byte(first, count);
+        self.refcounts.decrement(storage, first, count).map(drop)
     }
 }

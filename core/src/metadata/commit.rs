@@ -182,22 +182,29 @@ impl Metadata {
     /// Decrements, holes, and the end of quarantine. Everything that named these clusters is gone from storage.
     fn empty_quarantine(&mut self, storage: &impl Storage) -> Result<()> {
         self.quarantined_clusters = 0;
+        let mut all_freed: Vec<(HostCluster, bool)> = Vec::new();
+        let mut result = Ok(());
         for release in core::mem::take(&mut self.quarantine) {
-            let freed = self.refcounts.decrement(storage, release.first, release.count)?;
-            self.forget_free_byte(&freed);
-            let size = self.geometry.cluster_size();
-            for run in freed.chunk_by(|a, b| a.saturating_add(1) == *b) {
-                let Some(first) = run.first() else { continue };
-                let start = self.geometry.host_start(*first);
-                let length = u64::try_from(run.len()).unwrap_or(0).saturating_mul(size);
-                self.slices.forget(start, length);
-                if release.pass {
-                    // Advisory: space that stays allocated is not an error of the guest's.
-                    let _ = storage.discard(start.get(), length);
-                }
+            match self.refcounts.decrement(storage, release.first, release.count) {
+                Ok(freed) => all_freed.extend(freed.into_iter().map(|cluster| (cluster, release.pass))),
+                Err(error) => result = Err(error),
             }
         }
-        Ok(())
+        // In the order of the file, so that neighbours become one hole whatever the order of their release.
+        all_freed.sort_unstable();
+        for run in all_freed.chunk_by(|a, b| a.0.saturating_add(1) == b.0 && a.1 == b.1) {
+            let Some(&(first, pass)) = run.first() else { continue };
+            let start = self.geometry.host_start(first);
+            let count = u64::try_from(run.len()).unwrap_or(0);
+            let length = count.saturating_mul(self.geometry.cluster_size());
+            self.forget_free_byte(first, count);
+            self.slices.forget(start, length);
+            if pass {
+                // Advisory: space that stays allocated is not an error of the guest's.
+                let _ = storage.discard(start.get(), length);
+            }
+        }
+        result
     }
 
     fn barrier(&mut self, storage: &impl Storage) -> Result<()> {

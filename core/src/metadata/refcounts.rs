@@ -121,14 +121,17 @@ impl Refcounts {
         Ok(Some(block))
     }
 
+    /// Makes room by dropping the older half of the clean blocks: one scan for many loads.
     fn evict_clean(&mut self) {
         let limit = CACHE_BYTES.wrapping_shr(self.geometry.cluster_bits()).max(4);
         if u64::try_from(self.blocks.len()).unwrap_or(u64::MAX) < limit {
             return;
         }
-        let oldest = self.blocks.iter().filter(|(_, block)| !block.dirty).min_by_key(|(_, block)| block.used);
-        if let Some((&index, _)) = oldest {
-            self.blocks.remove(&index);
+        let mut uses: Vec<u64> = self.blocks.values().filter(|block| !block.dirty).map(|block| block.used).collect();
+        let middle = uses.len() / 2;
+        if middle < uses.len() {
+            let (_, &mut oldest_kept, _) = uses.select_nth_unstable(middle);
+            self.blocks.retain(|_, block| block.dirty || block.used > oldest_kept);
         }
     }
 
