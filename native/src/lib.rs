@@ -21,3 +21,8 @@ pub mod extents;
 pub mod file;
 pub mod info;
 pub mod lock;
+
+/// The README's examples compile and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
