@@ -1,0 +1,246 @@
+//! Power cuts: the states that a recorded session may leave on storage, and what must hold in each.
+
+use std::collections::HashMap;
+
+use qcowkit_core::format::HeaderArea;
+use qcowkit_core::storage::{
+    MemoryStorage, OverlayStorage, ReadStorage, Storage, StorageError, StorageEvent, epochs, replay,
+};
+
+use super::Rng;
+use super::session::{SECTOR, Scenario, Session, open_over};
+use super::snapshot::view_of_snapshot;
+use super::walk::walk;
+
+type Cut<'a> = OverlayStorage<&'a MemoryStorage>;
+
+/// The contents that are right at some point: those of a flush, and what was written since.
+struct Accepted<'a> {
+    content: &'a [u8],
+    versions: HashMap<usize, Vec<(&'a [u8], bool)>>,
+    sizes: Vec<usize>,
+}
+
+/// Checks at most about `budget` states of a session; gives how many it was.
+pub fn check_cuts(scenario: &Scenario, session: &Session, seed: u64, budget: usize) -> Result<u64, String> {
+    let mut rng = Rng::new(seed ^ 0xc07);
+    let durable = MemoryStorage::from_bytes(&session.base);
+    let all = epochs(&session.events);
+    let per_epoch = (budget / all.len().max(1)).max(4);
+    let mut states = 0u64;
+    for epoch in all {
+        let events = &session.events[epoch.clone()];
+        // Once the barrier has returned, nothing before it can be missing.
+        let unsure = events.strip_suffix(&[StorageEvent::Barrier]).unwrap_or(events);
+        for cut in plan_cuts(unsure, per_epoch, &mut rng) {
+            let storage = OverlayStorage::new(&durable).map_err(|e| e.to_string())?;
+            cut.apply(unsure, &storage).map_err(|e| e.to_string())?;
+            let at = epoch.start + cut.end;
+            check_state(scenario, session, &storage, at, &mut rng)
+                .map_err(|e| format!("epoch {epoch:?}, {cut:?}: {e}"))?;
+            states += 1;
+        }
+        replay(events, &durable).map_err(|e| e.to_string())?;
+    }
+    Ok(states)
+}
+
+/// Some of the events before `end`, the torn ones in part.
+#[derive(Debug)]
+struct CutPlan {
+    end: usize,
+    /// Bit by bit, in turns: which events happened. Empty: all.
+    kept: Vec<bool>,
+    /// Seed of the sectors that survive; none: events are whole.
+    torn: Option<u64>,
+    /// Only the last event is torn.
+    last_only: bool,
+}
+
+impl CutPlan {
+    fn apply(&self, events: &[StorageEvent], storage: &Cut<'_>) -> Result<(), StorageError> {
+        let mut rng = Rng::new(self.torn.unwrap_or(1));
+        for (n, event) in events[..self.end].iter().enumerate() {
+            let kept = self.kept.get(n).copied().unwrap_or(true);
+            let torn = self.torn.is_some() && (!self.last_only || n + 1 == self.end);
+            if !torn {
+                if kept {
+                    event.apply(storage)?;
+                }
+                continue;
+            }
+            // Torn: mostly there, or mostly not.
+            for piece in event.torn(SECTOR as u32) {
+                if kept != rng.one_in(4) {
+                    piece.apply(storage)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn plan_cuts(events: &[StorageEvent], budget: usize, rng: &mut Rng) -> Vec<CutPlan> {
+    let mut cuts = Vec::new();
+    let whole = |end, kept| CutPlan { end, kept, torn: None, last_only: false };
+    // Every prefix, or as many as the budget allows; always the ends.
+    let step = events.len().div_ceil((budget / 3).max(1)).max(1);
+    cuts.extend((0..=events.len()).step_by(step).map(|end| whole(end, Vec::new())));
+    cuts.push(whole(events.len(), Vec::new()));
+    if events.len() <= 6 && (1 << events.len()) <= budget {
+        for subset in 0..1u32 << events.len() {
+            cuts.push(whole(events.len(), (0..events.len()).map(|n| subset & (1 << n) != 0).collect()));
+        }
+    }
+    while cuts.len() < budget && !events.is_empty() {
+        let back = 1 + rng.below(20);
+        let end = events.len() - rng.below((events.len() as u64).min(back)) as usize;
+        let odds = [2, 4, 16][rng.below(3) as usize];
+        let mostly = rng.one_in(2);
+        let kept = (0..end).map(|_| rng.one_in(odds) != mostly).collect();
+        let torn = rng.one_in(2).then(|| rng.next());
+        let last_only = rng.one_in(3);
+        let kept = if last_only { Vec::new() } else { kept };
+        cuts.push(CutPlan { end, kept, torn, last_only });
+    }
+    cuts
+}
+
+fn check_state(
+    scenario: &Scenario,
+    session: &Session,
+    storage: &Cut<'_>,
+    at: usize,
+    rng: &mut Rng,
+) -> Result<(), String> {
+    let bytes = all_bytes(storage);
+    walk(&bytes)?;
+    let accepted = accepted(session, at);
+    let dynamic: Box<dyn Storage + '_> = Box::new(storage);
+    let mut image = open_over(dynamic, &scenario.open.clone().read_only(), backing(session))
+        .map_err(|e| format!("does not open: {e}"))?;
+    let mut got = vec![0; image.virtual_size() as usize];
+    image.read_at(0, &mut got).map_err(|e| format!("does not read: {e}"))?;
+    accepted.judge(&got)?;
+    drop(image);
+    if let (Some(expected), true) = (&session.snapshot, rng.one_in(2)) {
+        check_snapshot(scenario, session, &bytes, expected)?;
+    }
+    if rng.one_in(3) {
+        goes_on(scenario, session, storage, got, rng).map_err(|e| format!("after going on: {e}"))?;
+    }
+    Ok(())
+}
+
+fn backing<'a>(session: &Session) -> Option<(Box<dyn Storage + 'a>, u64)> {
+    let bytes = session.backing.as_ref()?;
+    Some((Box::new(MemoryStorage::from_bytes(bytes)), bytes.len() as u64))
+}
+
+fn check_snapshot(scenario: &Scenario, session: &Session, bytes: &[u8], expected: &[u8]) -> Result<(), String> {
+    let view = view_of_snapshot(bytes).ok_or("the snapshot is gone")?;
+    let backing = session.backing.as_ref().map(|b| (MemoryStorage::from_bytes(b), b.len() as u64));
+    let mut image = open_over(MemoryStorage::from_bytes(&view), &scenario.open.clone().read_only(), backing)
+        .map_err(|e| format!("the snapshot: {e}"))?;
+    let mut got = vec![0; image.virtual_size() as usize];
+    image.read_at(0, &mut got).map_err(|e| format!("the snapshot: {e}"))?;
+    match got.iter().zip(expected).position(|(a, b)| a != b) {
+        None if got.len() == expected.len() => Ok(()),
+        at => Err(format!("the snapshot changed at {at:?}")),
+    }
+}
+
+/// The image is written again, closed, and must be right.
+fn goes_on(
+    scenario: &Scenario,
+    session: &Session,
+    storage: &Cut<'_>,
+    mut model: Vec<u8>,
+    rng: &mut Rng,
+) -> Result<(), String> {
+    let text = |e: qcowkit_core::Error| e.to_string();
+    let dynamic: Box<dyn Storage + '_> = Box::new(storage);
+    let mut image = open_over(dynamic, &scenario.open, backing(session)).map_err(text)?;
+    let cluster = scenario.create.cluster_size;
+    for round in 0..6u8 {
+        let offset = rng.below(model.len() as u64);
+        let length = (rng.below(cluster * 4) + 1).min(model.len() as u64 - offset);
+        let range = offset as usize..(offset + length) as usize;
+        if round % 2 == 0 {
+            model[range].fill(200 + round);
+            image.write_at(offset, &vec![200 + round; length as usize]).map_err(text)?;
+        } else {
+            model[range].fill(0);
+            image.write_zeroes(offset, length, true).map_err(text)?;
+        }
+    }
+    image.close().map_err(text)?;
+    let bytes = all_bytes(storage);
+    walk(&bytes)?;
+    HeaderArea::parse(&bytes).map_err(text)?;
+    let dynamic: Box<dyn Storage + '_> = Box::new(storage);
+    let mut image = open_over(dynamic, &scenario.open.clone().read_only(), backing(session)).map_err(text)?;
+    let mut got = vec![0; model.len()];
+    image.read_at(0, &mut got).map_err(text)?;
+    match got.iter().zip(&model).position(|(a, b)| a != b) {
+        None => Ok(()),
+        Some(at) => Err(format!("byte {at:#x} is {:#x} instead of {:#x}", got[at], model[at])),
+    }
+}
+
+fn all_bytes(storage: &impl ReadStorage) -> Vec<u8> {
+    let mut bytes = vec![0; storage.len().unwrap() as usize];
+    storage.read_at(0, &mut bytes).unwrap();
+    bytes
+}
+
+fn accepted(session: &Session, at: usize) -> Accepted<'_> {
+    let flush = session.flushed.iter().rposition(|flushed| flushed.events <= at).unwrap_or(0);
+    let content = &session.flushed[flush].content;
+    let mut accepted = Accepted { content, versions: HashMap::new(), sizes: vec![content.len()] };
+    for change in &session.changes {
+        if change.flushes > flush && change.events <= at {
+            accepted.versions.entry(change.sector).or_default().push((&change.value, change.partial));
+            if !accepted.sizes.contains(&change.size) {
+                accepted.sizes.push(change.size);
+            }
+        }
+    }
+    accepted
+}
+
+impl Accepted<'_> {
+    fn judge(&self, got: &[u8]) -> Result<(), String> {
+        if !self.sizes.contains(&got.len()) {
+            return Err(format!("the virtual size is {}, not one of {:?}", got.len(), self.sizes));
+        }
+        for (sector, bytes) in got.chunks(SECTOR).enumerate() {
+            let start = sector * SECTOR;
+            let mut flushed = self.content.get(start..(start + SECTOR).min(self.content.len())).unwrap_or(&[]).to_vec();
+            flushed.resize(SECTOR, 0);
+            if bytes == flushed || self.accepts(sector, bytes, &flushed) {
+                continue;
+            }
+            let at = bytes.iter().zip(&flushed).position(|(a, b)| a != b).unwrap_or(0);
+            let versions = self.versions.get(&sector).map_or(0, Vec::len);
+            return Err(format!(
+                "guest sector {sector:#x}: byte {at} is {:#x}, flushed {:#x}, and none of {versions} later versions",
+                bytes[at], flushed[at]
+            ));
+        }
+        Ok(())
+    }
+
+    fn accepts(&self, sector: usize, bytes: &[u8], flushed: &[u8]) -> bool {
+        let Some(versions) = self.versions.get(&sector) else { return false };
+        if versions.iter().any(|(version, _)| bytes == &version[..bytes.len()]) {
+            return true;
+        }
+        // Partial writes of one sector reach storage one by one.
+        versions.iter().any(|(_, partial)| *partial)
+            && bytes
+                .iter()
+                .enumerate()
+                .all(|(n, byte)| flushed[n] == *byte || versions.iter().any(|(version, _)| version[n] == *byte))
+    }
+}

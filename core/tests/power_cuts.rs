@@ -1,0 +1,125 @@
+//! Law 4 under power cuts: whatever subset of the writes since the last barrier reaches the disk, the image opens, no
+//! refcount is too low, flushed data are there, and the image can be used on.
+//!
+//! `QCOWKIT_CUTS=20` runs twenty times as many sessions; `QCOWKIT_SEED=7` begins with another seed.
+
+mod common;
+
+use common::cuts::check_cuts;
+use common::from_env;
+use common::session::{Scenario, record};
+use qcowkit_core::image::{CreateOptions, OpenOptions};
+use qcowkit_core::metadata::{AllocationPolicy, DiscardPolicy, MetadataOptions, RetainedOp, Unref};
+
+fn create(version: u32, cluster_size: u64, refcount_bits: u32, extended_l2: bool) -> CreateOptions {
+    CreateOptions { version, cluster_size, refcount_bits, extended_l2, ..CreateOptions::default() }
+}
+
+fn open(unref: Unref, allocation: AllocationPolicy, quarantine_bytes: u64) -> OpenOptions {
+    OpenOptions::default().with_policy(DiscardPolicy { unref, ..DiscardPolicy::default() }).with_metadata(
+        MetadataOptions {
+            allocation,
+            quarantine_bytes,
+            slice_bytes: 512,
+            // Eight slices: commits also happen between flushes.
+            cache_bytes: 8 * 512,
+            ..MetadataOptions::default()
+        },
+    )
+}
+
+fn over_backing(create: CreateOptions) -> CreateOptions {
+    CreateOptions { backing_file: Some("base".into()), backing_format: Some("raw".into()), ..create }
+}
+
+const UNREFS: [Unref; 3] = [Unref::Always, Unref::RetainUnshared, Unref::RetainQemu];
+const POLICIES: [(AllocationPolicy, u64); 3] =
+    [(AllocationPolicy::Qemu, 0), (AllocationPolicy::FillHoles, 1 << 14), (AllocationPolicy::Near, u64::MAX)];
+
+/// The scenario for a seed: small clusters, wide refcounts, so that tables grow soon.
+fn scenario(name: &'static str, seed: u64) -> Scenario {
+    let unref = UNREFS[(seed % 3) as usize];
+    let (allocation, quarantine) = POLICIES[(seed / 3 % 3) as usize];
+    let mut open = open(unref, allocation, quarantine);
+    open.policy.retained_op = [RetainedOp::Punch, RetainedOp::ZeroRange, RetainedOp::None][(seed / 9 % 3) as usize];
+    open.metadata.pass_discard_other = seed.is_multiple_of(2);
+    let plain = Scenario {
+        name,
+        create: create(3, 512, 64, false),
+        open,
+        // The larger one has more L2 slices than the cache: commits happen in the middle of operations.
+        size: if seed.is_multiple_of(4) { 400_384 } else { 100_352 },
+        backing: 0,
+        snapshot: false,
+        resize: false,
+        steps: 60,
+        preallocated: 0,
+    };
+    match name {
+        "growth" => plain,
+        "narrow" => Scenario { create: create(3, 512, 1 << (seed / 5 % 6), false), ..plain },
+        "version-2" => Scenario { create: create(2, 512, 16, false), ..plain },
+        "backing" => Scenario { create: over_backing(create(3, 1024, 16, false)), backing: 70_001, ..plain },
+        "backing-2" => Scenario { create: over_backing(create(2, 512, 16, false)), backing: 120_000, ..plain },
+        "subclusters" => {
+            let (create, backing) = if seed.is_multiple_of(2) {
+                (create(3, 16 << 10, 16, true), 0)
+            } else {
+                (over_backing(create(3, 16 << 10, 64, true)), 250_000)
+            };
+            Scenario { create, size: 300_032, backing, ..plain }
+        }
+        "snapshot" => Scenario { create: create(3, 512, 32, false), snapshot: true, ..plain },
+        "snapshot-backing" => Scenario {
+            create: over_backing(create(3, 1024, 8, false)),
+            backing: 70_001,
+            snapshot: true,
+            ..plain
+        },
+        "resize" => Scenario { create: create(3, 512 << (seed % 4), 16, false), resize: true, ..plain },
+        "resize-backing" => Scenario {
+            create: over_backing(create(3, 4096, 16, false)),
+            backing: 180_000,
+            resize: true,
+            ..plain
+        },
+        "refcount-table" => {
+            Scenario { size: 3 << 20, preallocated: 1_950_000 / 512 * 512, steps: 80, ..plain }
+        }
+        other => panic!("no scenario {other}"),
+    }
+}
+
+fn run(name: &'static str, sessions: u64, budget: usize) {
+    let first = from_env("QCOWKIT_SEED", 1);
+    let mut states = 0;
+    for seed in first..first + sessions * from_env("QCOWKIT_CUTS", 1) {
+        let scenario = scenario(name, seed);
+        let session = record(&scenario, seed);
+        match check_cuts(&scenario, &session, seed, budget) {
+            Ok(checked) => states += checked,
+            Err(error) => panic!("{name}, seed {seed} (QCOWKIT_SEED={seed}): {error}\n{scenario:?}"),
+        }
+    }
+    println!("{name}: {states} states");
+}
+
+macro_rules! cuts {
+    ($($test:ident: $name:literal, $sessions:literal, $budget:literal;)*) => {
+        $(#[test] fn $test() { run($name, $sessions, $budget); })*
+    };
+}
+
+cuts! {
+    growth: "growth", 27, 300;
+    narrow_refcounts: "narrow", 18, 200;
+    version_2: "version-2", 18, 200;
+    over_a_backing_file: "backing", 18, 200;
+    version_2_over_a_backing_file: "backing-2", 9, 200;
+    subclusters: "subclusters", 18, 200;
+    beside_a_snapshot: "snapshot", 18, 200;
+    beside_a_snapshot_over_a_backing_file: "snapshot-backing", 9, 200;
+    resizing: "resize", 18, 200;
+    resizing_over_a_backing_file: "resize-backing", 9, 200;
+    the_refcount_table_moves: "refcount-table", 4, 150;
+}
