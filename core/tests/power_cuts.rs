@@ -70,22 +70,14 @@ fn scenario(name: &'static str, seed: u64) -> Scenario {
             Scenario { create, size: 300_032, backing, ..plain }
         }
         "snapshot" => Scenario { create: create(3, 512, 32, false), snapshot: true, ..plain },
-        "snapshot-backing" => Scenario {
-            create: over_backing(create(3, 1024, 8, false)),
-            backing: 70_001,
-            snapshot: true,
-            ..plain
-        },
-        "resize" => Scenario { create: create(3, 512 << (seed % 4), 16, false), resize: true, ..plain },
-        "resize-backing" => Scenario {
-            create: over_backing(create(3, 4096, 16, false)),
-            backing: 180_000,
-            resize: true,
-            ..plain
-        },
-        "refcount-table" => {
-            Scenario { size: 3 << 20, preallocated: 1_950_000 / 512 * 512, steps: 80, ..plain }
+        "snapshot-backing" => {
+            Scenario { create: over_backing(create(3, 1024, 8, false)), backing: 70_001, snapshot: true, ..plain }
         }
+        "resize" => Scenario { create: create(3, 512 << (seed % 4), 16, false), resize: true, ..plain },
+        "resize-backing" => {
+            Scenario { create: over_backing(create(3, 4096, 16, false)), backing: 180_224, resize: true, ..plain }
+        }
+        "refcount-table" => Scenario { size: 3 << 20, preallocated: 1_950_000 / 512 * 512, steps: 80, ..plain },
         other => panic!("no scenario {other}"),
     }
 }

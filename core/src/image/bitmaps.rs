@@ -24,8 +24,7 @@ impl<S: Storage> Image<S> {
             // A directory that cannot be read cannot be marked: without the autoclear bit nobody trusts it.
             let autoclear = self.header().header.autoclear.without(crate::format::AutoclearFeatures::BITMAPS);
             self.metadata.header_mut().header.autoclear = autoclear;
-            let committed = self.metadata.commit(&self.storage);
-            return self.poison_on(committed);
+            return self.commit();
         };
         let mut changed = false;
         for entry in &mut entries {
@@ -43,7 +42,6 @@ impl<S: Storage> Image<S> {
         }
         // Flags alone differ, so the length is the same and each sector is right, old or new.
         self.storage.write_at(bitmaps.directory_offset, &marked)?;
-        self.storage.barrier()?;
-        Ok(())
+        self.metadata.barrier(&self.storage)
     }
 }

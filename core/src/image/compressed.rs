@@ -68,17 +68,15 @@ impl<S: Storage> Image<S> {
         let cluster = self.geometry().guest_cluster(GuestOffset::new(offset));
         self.metadata.writable_table(&self.storage, self.geometry().l1_index(cluster))?;
         let old = self.metadata.entry(&self.storage, cluster)?;
-        let allocated = self.metadata.allocate_compressed(&self.storage, length);
-        let range = self.poison_on(allocated)?;
+        let range = self.metadata.allocate_compressed(&self.storage, length)?;
         if let Err(error) = self.storage.write_at(range.offset.get(), packed) {
             self.metadata.undo_compressed(&self.storage, range)?;
             return Err(Error::from(error).at_guest(offset));
         }
-        self.metadata.note_write();
+        self.note_data();
         self.replace_entry(cluster, old, L2Entry::Compressed(range))?;
         if self.metadata.wants_commit() {
-            let committed = self.metadata.commit(&self.storage);
-            self.poison_on(committed)?;
+            self.commit()?;
         }
         Ok(())
     }

@@ -252,27 +252,29 @@ impl<S: Storage> Image<S> {
     /// Maps every unallocated cluster of a range to a new host cluster. Durable on return.
     ///
     /// # Errors
-    /// As [`Image::write_at`].
+    /// As [`Image::write_at`]; images with an external data file are not supported.
     pub fn preallocate(&mut self, offset: u64, length: u64, mode: Preallocation) -> Result<()> {
         let end = self.guest_range(offset, length)?;
         if mode == Preallocation::Off {
             return Ok(());
         }
         self.begin_writing()?;
+        if self.geometry().data_file() {
+            return Err(Error::unsupported("preallocation in an image with an external data file"));
+        }
         let geometry = *self.geometry();
         let mut cluster = geometry.guest_cluster(GuestOffset::new(offset));
         let last = GuestCluster::new(geometry.clusters_for(end));
         let mut goal = None;
         let mut file_end = self.storage.len()?;
         while cluster < last {
-            let (count, run) = self.preallocate_run(cluster, last.distance_from(cluster), goal)?;
+            let (count, run) = self.preallocate_run(cluster, last.distance_from(cluster), goal, mode)?;
             cluster = cluster.saturating_add(count);
             let Some(run) = run else { continue };
             goal = Some(run.first.saturating_add(run.count));
             let start = geometry.host_start(run.first).get();
             let bytes = run.count.saturating_mul(geometry.cluster_size());
             file_end = file_end.max(start.saturating_add(bytes));
-            self.reserve(start, bytes, run.fresh, mode)?;
         }
         if self.storage.capabilities().grows && self.storage.len()? < file_end {
             self.storage.set_len(file_end)?;
@@ -286,6 +288,7 @@ impl<S: Storage> Image<S> {
         first: GuestCluster,
         most: u64,
         goal: Option<HostCluster>,
+        mode: Preallocation,
     ) -> Result<(u64, Option<crate::metadata::Run>)> {
         let geometry = *self.geometry();
         self.metadata.writable_table(&self.storage, geometry.l1_index(first))?;
@@ -299,6 +302,11 @@ impl<S: Storage> Image<S> {
             return Ok((count.max(1), None));
         }
         let run = self.metadata.allocate(&self.storage, count, goal)?;
+        // Before they are linked: whoever commits next would show what the clusters held before.
+        if let Err(error) = self.reserve(run, mode) {
+            self.metadata.undo_allocation(&self.storage, run)?;
+            return Err(error);
+        }
         for n in 0..run.count {
             let offset = geometry.host_start(run.first.saturating_add(n));
             // With subclusters the cluster is there but nothing in it is, so that a backing file still shows.
@@ -307,21 +315,22 @@ impl<S: Storage> Image<S> {
             self.metadata.set_entry(&self.storage, first.saturating_add(n), entry)?;
         }
         if self.metadata.wants_commit() {
-            let committed = self.metadata.commit(&self.storage);
-            self.poison_on(committed)?;
+            self.commit()?;
         }
         Ok((run.count, Some(run)))
     }
 
     /// Makes new clusters read as zeros, reserved as `mode` says.
-    fn reserve(&mut self, start: u64, length: u64, fresh: bool, mode: Preallocation) -> Result<()> {
-        self.metadata.note_write();
+    fn reserve(&mut self, run: crate::metadata::Run, mode: Preallocation) -> Result<()> {
+        let start = self.geometry().host_start(run.first).get();
+        let length = run.count.saturating_mul(self.geometry().cluster_size());
+        self.note_data();
         match mode {
             Preallocation::Off => {}
-            Preallocation::Metadata if fresh => {}
+            Preallocation::Metadata if run.fresh => {}
             Preallocation::Metadata => self.storage.write_zeroes(start, length, ZeroMode::MayUnmap)?,
             Preallocation::Falloc => {
-                if !fresh {
+                if !run.fresh {
                     self.storage.write_zeroes(start, length, ZeroMode::KeepAllocated)?;
                 }
                 self.storage.allocate(start, length)?;

@@ -175,8 +175,7 @@ impl<S: Storage> Image<S> {
         self.finish_host_op(&mut ops)?;
         let done = done?;
         if !ops.after_commit.is_empty() {
-            let committed = self.metadata.commit(&self.storage);
-            self.poison_on(committed)?;
+            self.commit()?;
             for range in ops.after_commit {
                 let _ = self.data_storage().discard(range.offset.get(), range.length);
             }
@@ -220,8 +219,7 @@ impl<S: Storage> Image<S> {
             at = at.saturating_add(visited.max(1));
             if self.metadata.wants_commit() {
                 self.finish_host_op(ops)?;
-                let committed = self.metadata.commit(&self.storage);
-                self.poison_on(committed)?;
+                self.commit()?;
             }
         }
         Ok(true)
@@ -282,7 +280,7 @@ impl<S: Storage> Image<S> {
             Effect::ZeroKeep => ZeroMode::KeepAllocated,
         };
         storage.write_zeroes(range.offset.get(), range.length, mode)?;
-        self.metadata.note_write();
+        self.note_data();
         Ok(())
     }
 

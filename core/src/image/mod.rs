@@ -19,7 +19,6 @@ mod write;
 mod tests;
 
 use alloc::boxed::Box;
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -62,8 +61,8 @@ pub struct Image<S> {
     options: OpenOptions,
     /// What the guest data are encrypted with, if they are.
     encryption: Option<&'static str>,
-    /// Set once a failure left the state in memory unsure.
-    poisoned: Option<String>,
+    /// The data file was changed since its last barrier.
+    data_unsynced: bool,
     /// The preparations of the first write are done.
     writing: bool,
     unpacked: Option<Unpacked>,
@@ -108,13 +107,33 @@ impl<S: Storage> Image<S> {
             return Ok(());
         }
         self.refuse_poisoned()?;
-        if self.writing
+        self.sync_data()?;
+        self.metadata.flush(&self.storage)
+    }
+
+    /// Writes what is dirty in the order of law 4: data in a data file before what makes them reachable.
+    fn commit(&mut self) -> Result<()> {
+        self.sync_data()?;
+        self.metadata.commit(&self.storage)
+    }
+
+    fn sync_data(&mut self) -> Result<()> {
+        if self.data_unsynced
             && let Some(data_file) = &self.data_file
         {
-            data_file.barrier()?;
+            data_file.barrier().map_err(|error| self.metadata.poison(&error))?;
         }
-        let flushed = self.metadata.flush(&self.storage);
-        self.poison_on(flushed)
+        self.data_unsynced = false;
+        Ok(())
+    }
+
+    /// Guest data were written: the next flush owes a barrier to where they are.
+    fn note_data(&mut self) {
+        if self.data_file.is_some() {
+            self.data_unsynced = true;
+        } else {
+            self.metadata.note_write();
+        }
     }
 
     /// Flushes and gives the storage back.
@@ -184,20 +203,7 @@ impl<S: Storage> Image<S> {
     }
 
     fn refuse_poisoned(&self) -> Result<()> {
-        match &self.poisoned {
-            None => Ok(()),
-            Some(why) => Err(Error::new(ErrorKind::Poisoned(why.clone()))),
-        }
-    }
-
-    /// Remembers a failure after which memory and storage may disagree.
-    fn poison_on<T>(&mut self, result: Result<T>) -> Result<T> {
-        if let Err(error) = &result
-            && let ErrorKind::Poisoned(why) = error.kind()
-        {
-            self.poisoned = Some(why.clone());
-        }
-        result
+        self.metadata.refuse_poisoned()
     }
 
     /// Checks a guest range; gives its end.

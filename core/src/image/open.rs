@@ -194,7 +194,7 @@ impl<S: Storage> Image<S> {
             data_file: None,
             options,
             encryption,
-            poisoned: None,
+            data_unsynced: false,
             writing: false,
             unpacked: None,
         })

@@ -1,13 +1,14 @@
 //! Another virtual size.
 
-use super::Image;
+use super::{Content, Image};
 use crate::error::{Error, Result};
 use crate::format::{GuestCluster, HostCluster};
 use crate::storage::Storage;
 
 impl<S: Storage> Image<S> {
     /// Changes the virtual size; new space reads as zeros, also over a longer backing file. Shrinking drops what lies
-    /// beyond the new end and gives its space back, whatever the discard policy. Durable on return.
+    /// beyond the new end and gives its space back, whatever the discard policy. Durable on return; after a cut before
+    /// that, the disk has its old or its new size, and of what was to be cut off the backing file may show.
     ///
     /// # Errors
     /// A size that is not a multiple of 512 or too large for the L1 table; an image with snapshots or bitmaps, which
@@ -36,13 +37,34 @@ impl<S: Storage> Image<S> {
             .with_virtual_size(size)
             .ok_or_else(|| Error::invalid("the virtual size is beyond what the format holds"))?;
         self.metadata.resize_l1(&self.storage, grown.l1_entries())?;
-        // The larger size must not be seen before what a longer backing file would show is covered with zeros.
-        let shown = self.backing.as_ref().map_or(old, |layer| layer.virtual_size()).min(size);
         self.metadata.set_virtual_size(size)?;
-        if shown > old {
-            self.write_zeroes(old, shown.saturating_sub(old), true)?;
+        // The larger size must not be seen before what would show in the new space is covered with zeros.
+        let covered = self.cover_new_space(old, size).and_then(|()| self.commit());
+        if let Err(error) = covered {
+            self.metadata.set_virtual_size(old)?;
+            return Err(error);
         }
+        self.metadata.publish_size();
         self.flush()
+    }
+
+    /// Zeroes what shows between two sizes: the backing file, the rest of the cluster in which the disk used to end, and
+    /// what a cut during shrinking left mapped.
+    fn cover_new_space(&mut self, old: u64, size: u64) -> Result<()> {
+        let shown = self.backing.as_ref().map_or(old, |layer| layer.virtual_size()).min(size);
+        let mut at = old;
+        while at < size {
+            let extent = self.next_local_extent(at, size.saturating_sub(at))?;
+            let end = at.saturating_add(extent.length.max(1));
+            match extent.content {
+                Content::Zero { .. } => {}
+                Content::Data { .. } | Content::Compressed { .. } => self.write_zeroes(at, extent.length, true)?,
+                Content::Unallocated if at < shown => self.write_zeroes(at, end.min(shown).saturating_sub(at), true)?,
+                Content::Unallocated => {}
+            }
+            at = end;
+        }
+        Ok(())
     }
 
     fn shrink(&mut self, size: u64) -> Result<()> {
@@ -56,7 +78,10 @@ impl<S: Storage> Image<S> {
         for l1_index in kept_tables..self.metadata.l1_len() {
             self.metadata.drop_table(&self.storage, l1_index, true)?;
         }
+        // First the mapping: behind a smaller size nobody would find what is left of it.
+        self.commit()?;
         self.metadata.set_virtual_size(size)?;
+        self.metadata.publish_size();
         self.flush()?;
         self.cut_free_end()
     }

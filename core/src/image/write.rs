@@ -141,15 +141,14 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// When tables cannot be read.
     pub fn commit_write(&mut self, plan: WritePlan) -> Result<()> {
-        self.metadata.note_write();
+        self.note_data();
         for piece in plan.pieces {
             for link in piece.links {
                 self.replace_entry(link.cluster, link.old, link.new)?;
             }
         }
         if self.metadata.wants_commit() {
-            let committed = self.metadata.commit(&self.storage);
-            self.poison_on(committed)?;
+            self.commit()?;
         }
         Ok(())
     }
@@ -210,8 +209,7 @@ impl<S: Storage> Image<S> {
             return self.lay_out(offset, length, first, &entries, host, None);
         }
         let goal = goal.or_else(|| self.near_goal(first));
-        let allocated = self.metadata.allocate(&self.storage, count, goal);
-        let run = self.poison_on(allocated)?;
+        let run = self.metadata.allocate(&self.storage, count, goal)?;
         let entries = entries.get(..usize::try_from(run.count).unwrap_or(usize::MAX)).unwrap_or(&entries);
         let planned = self.lay_out(offset, length, first, entries, geometry.host_start(run.first), Some(run));
         if planned.is_err() {
@@ -433,8 +431,10 @@ impl<S: Storage> Image<S> {
             // Section "Header": what we do not maintain must not be believed from now on.
             let known = header.autoclear.without(unknown);
             self.metadata.header_mut().header.autoclear = known;
-            let committed = self.metadata.commit(&self.storage);
-            self.poison_on(committed)?;
+        }
+        if self.metadata.header_waits() {
+            // Also when an earlier attempt failed here.
+            self.commit()?;
         }
         self.writing = true;
         Ok(())

@@ -1,5 +1,7 @@
 //! Where new clusters come from.
 
+use alloc::vec::Vec;
+
 use super::Metadata;
 use crate::error::{Error, ErrorKind, Result, Structure};
 use crate::format::{CompressedRange, HostCluster, HostOffset};
@@ -52,7 +54,13 @@ impl Metadata {
     }
 
     /// Commits when too much waits in quarantine, so that the file does not grow for want of patience.
+    ///
+    /// Not with a data file: its data would have to be durable first, and only tables are allocated here.
     fn make_room(&mut self, storage: &impl Storage) -> Result<()> {
+        self.refuse_poisoned()?;
+        if self.geometry.data_file() {
+            return Ok(());
+        }
         let waiting = self.quarantined_clusters.saturating_mul(self.geometry.cluster_size());
         if !self.quarantine.is_empty() && waiting > self.options.quarantine_bytes {
             self.commit(storage)?;
@@ -106,7 +114,7 @@ impl Metadata {
 
     /// Takes back an allocation that was never linked.
     pub(crate) fn undo_allocation(&mut self, storage: &impl Storage, run: Run) -> Result<()> {
-        self.refcounts.decrement(storage, run.first, run.count).map(drop)
+        self.refcounts.decrement(storage, run.first, run.count, &mut Vec::new())
     }
 
     /// Allocates room for `length` bytes of compressed data, packed behind the last where that fits.
@@ -166,6 +174,6 @@ impl Metadata {
         let (first, count) = self.compressed_clusters(range);
         // What was packed before it in the same cluster keeps its place; only new data begin elsewhere.
         self.forget_free_byte(first, count);
-        self.refcounts.decrement(storage, first, count).map(drop)
+        self.refcounts.decrement(storage, first, count, &mut Vec::new())
     }
 }

@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 use super::Metadata;
 use crate::error::{Error, ErrorKind, Result, Structure};
 use crate::format::HostCluster;
-use crate::storage::{ReadStorage, Storage};
+use crate::storage::{ReadStorage, Storage, StorageError};
 
 /// Host clusters that each lose one reference at the next commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +53,26 @@ impl Metadata {
         self.slices.is_crowded() || self.quarantine.len() > 65_536
     }
 
+    /// Refuses everything after a failed barrier.
+    pub(crate) fn refuse_poisoned(&self) -> Result<()> {
+        match &self.poisoned {
+            None => Ok(()),
+            Some(why) => Err(ErrorKind::Poisoned(why.clone()).into()),
+        }
+    }
+
+    /// From now on nothing is written any more: what reached the disk is unknown.
+    pub(crate) fn poison(&mut self, error: &StorageError) -> Error {
+        let why = alloc::format!("{error}");
+        self.poisoned = Some(why.clone());
+        ErrorKind::Poisoned(why).into()
+    }
+
+    /// Whether header fields wait for a commit.
+    pub(crate) fn header_waits(&self) -> bool {
+        self.header_dirty
+    }
+
     /// Makes everything durable that was asked so far. No barrier when nothing changed, one when only data were
     /// written in place, two when entries changed, three when the refcount structures grew as well.
     pub(crate) fn flush(&mut self, storage: &impl Storage) -> Result<()> {
@@ -67,6 +87,7 @@ impl Metadata {
 
     /// Writes what is dirty, in order, and empties the quarantine.
     pub(crate) fn commit(&mut self, storage: &impl Storage) -> Result<()> {
+        self.refuse_poisoned()?;
         let links = self.header_dirty || !self.l1_dirty.is_empty() || self.slices.dirty_count() > 0;
         if !links && !self.refcounts.has_unlinked() && self.quarantine.is_empty() {
             return Ok(());
@@ -185,10 +206,11 @@ impl Metadata {
         let mut all_freed: Vec<(HostCluster, bool)> = Vec::new();
         let mut result = Ok(());
         for release in core::mem::take(&mut self.quarantine) {
-            match self.refcounts.decrement(storage, release.first, release.count) {
-                Ok(freed) => all_freed.extend(freed.into_iter().map(|cluster| (cluster, release.pass))),
-                Err(error) => result = Err(error),
+            let mut freed = Vec::new();
+            if let Err(error) = self.refcounts.decrement(storage, release.first, release.count, &mut freed) {
+                result = Err(error);
             }
+            all_freed.extend(freed.into_iter().map(|cluster| (cluster, release.pass)));
         }
         // In the order of the file, so that neighbours become one hole whatever the order of their release.
         all_freed.sort_unstable();
@@ -207,11 +229,9 @@ impl Metadata {
         result
     }
 
-    fn barrier(&mut self, storage: &impl Storage) -> Result<()> {
-        storage.barrier().map_err(|error| {
-            // After a failed flush nobody knows what reached the disk: kernels drop the dirty pages.
-            Error::new(ErrorKind::Poisoned(alloc::format!("{error}")))
-        })?;
+    pub(crate) fn barrier(&mut self, storage: &impl Storage) -> Result<()> {
+        // After a failed flush nobody knows what reached the disk: kernels drop the dirty pages.
+        storage.barrier().map_err(|error| self.poison(&error))?;
         self.unsynced = false;
         Ok(())
     }

@@ -13,6 +13,7 @@ mod refcounts;
 mod slices;
 
 use alloc::collections::BTreeSet;
+use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -79,6 +80,8 @@ pub(crate) struct Metadata {
     header_dirty: bool,
     /// Something was written since the last barrier.
     unsynced: bool,
+    /// Why a barrier failed: nothing is written any more.
+    poisoned: Option<String>,
     /// Where the next compressed cluster can begin within a cluster that is partly filled.
     free_byte: Option<HostOffset>,
     /// Bytes from here on were never written since the image was opened, and read as zeros.
@@ -114,6 +117,7 @@ impl Metadata {
             quarantined_clusters: 0,
             header_dirty: false,
             unsynced: false,
+            poisoned: None,
             free_byte: None,
             opened_length: if grows { storage.len()? } else { u64::MAX },
         })
@@ -262,20 +266,20 @@ impl Metadata {
             return Err(Error::from(error).in_structure(Structure::L2Table));
         }
         self.unsynced = true;
+        if let Some(old) = old {
+            let first = self.geometry.host_cluster(old.offset);
+            let release = Quarantined { first, count: 1, pass: self.options.pass_discard_other };
+            if let Err(error) = self.release(storage, release) {
+                self.undo_allocation(storage, run)?;
+                return Err(error);
+            }
+        }
         self.slices.forget(offset, self.geometry.cluster_size());
         self.unlinked_tables.insert(offset.get());
         if let Some(slot) = usize::try_from(l1_index).ok().and_then(|at| self.l1.get_mut(at)) {
             *slot = L1Entry::Table(HostRef { offset, copied: true }).encode();
         }
         self.l1_dirty.insert(l1_index);
-        if let Some(old) = old {
-            let release = Quarantined {
-                first: self.geometry.host_cluster(old.offset),
-                count: 1,
-                pass: self.options.pass_discard_other,
-            };
-            self.release(storage, release)?;
-        }
         Ok(())
     }
 
@@ -298,32 +302,36 @@ impl Metadata {
         let clusters = self.geometry.clusters_for(entries.saturating_mul(8));
         let run = self.allocate_exact(storage, clusters)?;
         let offset = self.geometry.host_start(run.first);
-        self.l1.resize(usize::try_from(entries).unwrap_or(usize::MAX), 0);
-        let mut bytes = vec![0u8; usize::try_from(clusters).unwrap_or(0).saturating_mul(self.geometry.cluster_len())];
-        let table_bytes = self.l1.len().saturating_mul(8).min(bytes.len());
-        let (head, _) = bytes.split_at_mut(table_bytes);
-        BigEndian::write_u64_into(&self.l1, head);
-        // Entries that wait for a commit go into the new place whole; the tables they name are written before it counts.
-        self.slices_before_l1(storage)?;
-        if let Err(error) = storage.write_at(offset.get(), &bytes) {
-            self.l1.truncate(usize::try_from(old_entries).unwrap_or(0));
+        let mut longer = self.l1.clone();
+        longer.resize(usize::try_from(entries).unwrap_or(usize::MAX), 0);
+        if let Err(error) = self.write_new_l1(storage, offset, clusters, &longer) {
             self.undo_allocation(storage, run)?;
-            return Err(Error::from(error).in_structure(Structure::L1Table));
+            return Err(error);
         }
-        self.unsynced = true;
+        self.l1 = longer;
         self.l1_dirty.clear();
-        let old = Quarantined {
-            first: self.geometry.host_cluster(HostOffset::new(self.header.header.l1_table_offset)),
-            count: self.geometry.clusters_for(old_entries.saturating_mul(8)),
-            pass: self.options.pass_discard_other,
-        };
         let header = &mut self.header_mut().header;
         header.l1_table_offset = offset.get();
         header.l1_size = u32::try_from(entries).unwrap_or(u32::MAX);
-        if old.count > 0 {
-            self.release(storage, old)?;
-        }
         Ok(())
+    }
+
+    /// Writes a longer L1 table to its new place and releases the old one; changes nothing when it fails.
+    fn write_new_l1(&mut self, storage: &impl Storage, offset: HostOffset, clusters: u64, l1: &[u64]) -> Result<()> {
+        let mut bytes = vec![0u8; usize::try_from(clusters).unwrap_or(0).saturating_mul(self.geometry.cluster_len())];
+        let table_bytes = l1.len().saturating_mul(8).min(bytes.len());
+        let (head, _) = bytes.split_at_mut(table_bytes);
+        BigEndian::write_u64_into(l1, head);
+        // Entries that wait for a commit go into the new place whole; the tables they name are written before it counts.
+        self.slices_before_l1(storage)?;
+        storage.write_at(offset.get(), &bytes).map_err(|e| Error::from(e).in_structure(Structure::L1Table))?;
+        self.unsynced = true;
+        let old = Quarantined {
+            first: self.geometry.host_cluster(HostOffset::new(self.header.header.l1_table_offset)),
+            count: self.geometry.clusters_for(self.l1_len().saturating_mul(8)),
+            pass: self.options.pass_discard_other,
+        };
+        if old.count > 0 { self.release(storage, old) } else { Ok(()) }
     }
 
     /// Takes the L2 table out of an L1 entry and releases it; its clusters have been released before.
@@ -336,14 +344,18 @@ impl Metadata {
         self.release(storage, Quarantined { first: self.geometry.host_cluster(table.offset), count: 1, pass })
     }
 
-    /// Another virtual size, in the header and in all arithmetic.
+    /// Another virtual size in all arithmetic; the header keeps the old one until [`Metadata::publish_size`].
     pub(crate) fn set_virtual_size(&mut self, size: u64) -> Result<()> {
         self.geometry = self
             .geometry
             .with_virtual_size(size)
             .ok_or_else(|| Error::new(ErrorKind::Limit("virtual size beyond 2^63 bytes".into())))?;
-        self.header_mut().header.virtual_size = size;
         Ok(())
+    }
+
+    /// The next commit writes the virtual size into the header.
+    pub(crate) fn publish_size(&mut self) {
+        self.header_mut().header.virtual_size = self.geometry.virtual_size();
     }
 }
 

@@ -163,7 +163,7 @@ impl Refcounts {
                 value >= most || write_refcount(&mut block.bytes, index, order, value.saturating_add(1)).is_none()
             });
             if let Some(full) = full {
-                self.decrement(storage, first, done.saturating_add(full))?;
+                self.decrement(storage, first, done.saturating_add(full), &mut Vec::new())?;
                 return Err(Error::new(ErrorKind::Limit("refcount would exceed its width".into()))
                     .in_structure(Structure::RefcountBlock)
                     .at_host(self.geometry.host_start(cluster.saturating_add(full)).get()));
@@ -173,17 +173,18 @@ impl Refcounts {
         Ok(())
     }
 
-    /// Takes one reference from each cluster of the range; gives the clusters that are free now.
+    /// Takes one reference from each cluster of the range; adds the clusters that are free now to `freed`, also when it
+    /// fails.
     ///
     /// Only for references that are gone from storage, or never were there. A refcount that is 0 already stays so;
-    /// the error comes after the whole range is done.
+    /// the error comes after the whole range is done. Where a block cannot be read, the rest of the range leaks.
     pub(crate) fn decrement(
         &mut self,
         storage: &impl ReadStorage,
         first: HostCluster,
         count: u64,
-    ) -> Result<Vec<HostCluster>> {
-        let mut freed = Vec::new();
+        freed: &mut Vec<HostCluster>,
+    ) -> Result<()> {
         let mut underflow = None;
         for n in 0..count {
             let cluster = first.saturating_add(n);
@@ -198,7 +199,7 @@ impl Refcounts {
             }
         }
         match underflow {
-            None => Ok(freed),
+            None => Ok(()),
             Some(cluster) => Err(Error::corrupt(Structure::RefcountBlock, "refcount would fall below zero")
                 .at_host(self.geometry.host_start(cluster).get())),
         }

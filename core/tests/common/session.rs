@@ -103,16 +103,8 @@ pub fn record(scenario: &Scenario, seed: u64) -> Session {
         super::walk::walk(&base).unwrap();
         assert!(view_of_snapshot(&base).is_some());
     }
-    let mut recorder = Recorder {
-        scenario,
-        image: None,
-        model,
-        rng,
-        backing,
-        flushed: Vec::new(),
-        changes: Vec::new(),
-        stamp: 0,
-    };
+    let mut recorder =
+        Recorder { scenario, image: None, model, rng, backing, flushed: Vec::new(), changes: Vec::new(), stamp: 0 };
     let events = recorder.run(&base);
     let Recorder { backing, flushed, changes, .. } = recorder;
     Session { base, backing, snapshot, events, flushed, changes }
@@ -167,9 +159,10 @@ impl Recorder<'_> {
     }
 
     fn open(&mut self, disk: Disk) {
-        let backing = self.backing.as_ref().map(|bytes| {
-            (RecordingStorage::new(MemoryStorage::from_bytes(bytes)), bytes.len() as u64)
-        });
+        let backing = self
+            .backing
+            .as_ref()
+            .map(|bytes| (RecordingStorage::new(MemoryStorage::from_bytes(bytes)), bytes.len() as u64));
         self.image = Some(open_over(disk, &self.scenario.open, backing).unwrap());
     }
 

@@ -153,7 +153,7 @@ impl Walker<'_> {
     }
 
     fn aligned(&self, offset: u64, what: &str) -> Result<u64, String> {
-        if offset % self.fields.cluster() == 0 { Ok(offset) } else { Err(format!("{what} at {offset:#x}")) }
+        if offset.is_multiple_of(self.fields.cluster()) { Ok(offset) } else { Err(format!("{what} at {offset:#x}")) }
     }
 
     fn add(&mut self, offset: u64, length: u64, kind: Kind) -> Result<(), String> {
@@ -176,8 +176,7 @@ impl Walker<'_> {
             let value = if order >= 3 {
                 let width = 1u64 << (order - 3);
                 (0..width).fold(0, |value, byte| {
-                    value << 8
-                        | u64::from(self.bytes.get((offset + n * width + byte) as usize).copied().unwrap_or(0))
+                    value << 8 | u64::from(self.bytes.get((offset + n * width + byte) as usize).copied().unwrap_or(0))
                 })
             } else {
                 let bits = 1u64 << order;
