@@ -1,5 +1,115 @@
-//! `cargo xtask demo`
-use crate::run::Failure;
-pub(crate) fn run(_: &[String]) -> Result<(), Failure> {
-    Err(Failure::new("not yet"))
+//! `cargo xtask demo`: the main job, on an image that it makes.
+//!
+//! A guest writes a disk and deletes half of it in pieces. The same discards are then carried out under three policies,
+//! each on a copy: what becomes of the file's length, of its space on the host and of its order is shown side by side,
+//! and every copy is checked and read back.
+
+use std::path::{Path, PathBuf};
+
+use crate::run::{self, Failure};
+
+/// A name for people and QEMU's run-time options.
+const POLICIES: [(&str, &str); 3] = [
+    ("discard=unmap", "discard=unmap"),
+    ("discard-no-unref", "discard=unmap,discard-no-unref=on"),
+    ("no-unref, no holes", "discard=unmap,discard-no-unref=on,pass-discard-request=off"),
+];
+
+const MIB: u64 = 1 << 20;
+
+/// What one policy came to.
+struct Outcome {
+    policy: &'static str,
+    length: u64,
+    on_host: Option<u64>,
+}
+
+/// The verb.
+pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
+    if let Some(unknown) = arguments.first() {
+        return Err(Failure::new(format!("unexpected argument {unknown}")));
+    }
+    run::heading("building the program");
+    run::call(run::cargo("").args(["build", "-q", "-p", "qcowkit"]))?;
+    let folder = run::target("demo")?;
+    let disk = folder.join("disk.qcow2");
+
+    run::heading("a disk of 64 MiB, of which a guest writes 32");
+    let _ = std::fs::remove_file(&disk);
+    qcowkit(&["create", "-q", "-f", "qcow2"], &disk, &["64M"])?;
+    qcowkit(&["io", "-c", "write -q -P 0x11 0 16M", "-c", "write -q -P 0x22 16M 16M"], &disk, &[])?;
+    qcowkit(&["analyze"], &disk, &[])?;
+
+    run::heading("the guest deletes every second MiB of the first 16: what would happen");
+    let ranges: Vec<String> = (0..8).map(|at| format!("{}M+1M", 2 * at + 1)).collect();
+    let ranges: Vec<&str> = ranges.iter().map(String::as_str).collect();
+    qcowkit(&["discard", "--dry-run"], &disk, &ranges)?;
+
+    let mut outcomes = Vec::new();
+    for (policy, options) in POLICIES {
+        run::heading(&format!("the same discards, and a rewrite, under {policy}"));
+        outcomes.push(carry_out(policy, options, &disk, &ranges)?);
+    }
+    run::heading("side by side");
+    outcomes.iter().for_each(show);
+    run::say("\nEvery copy kept what was not discarded, reads zeros where it was, and is clean.");
+    run::say("The images are in target/demo: try `qcowkit inspect --guest 1M`, `map` or `info` on them.");
+    Ok(())
+}
+
+/// Discards on a copy of the disk, proves that the rest is untouched and the image clean, then lets the guest write
+/// again and looks where that went.
+fn carry_out(policy: &'static str, options: &'static str, disk: &Path, ranges: &[&str]) -> Result<Outcome, Failure> {
+    let copy = disk.with_file_name(format!("{}.qcow2", policy.replace([' ', ','], "-")));
+    let _ = std::fs::remove_file(&copy);
+    std::fs::copy(disk, &copy)?;
+    qcowkit(&["discard", "-q", "-o", options], &copy, ranges)?;
+    qcowkit(&["io", "-r", "-c", "read -q -P 0x11 0 1M", "-c", "read -q -P 0 1M 1M"], &copy, &[])?;
+    let outcome = Outcome { policy, length: std::fs::metadata(&copy)?.len(), on_host: on_host(&copy) };
+    show(&outcome);
+    // Where the clusters were kept, the new data take their old places, in order.
+    qcowkit(&["io", "-o", options, "-c", "write -q -P 0x33 5M 1M", "-c", "write -q -P 0x44 1M 1M"], &copy, &[])?;
+    qcowkit(&["io", "-r", "-c", "read -q -P 0x33 5M 1M", "-c", "read -q -P 0x44 1M 1M"], &copy, &[])?;
+    qcowkit(&["analyze"], &copy, &[])?;
+    qcowkit(&["check"], &copy, &[])?;
+    if run::find_program(&["qemu-img"]).is_some() {
+        run::call(run::command("qemu-img").args(["check", "-f", "qcow2"]).arg(&copy))?;
+    } else {
+        run::say("   (no qemu-img here to check it too)");
+    }
+    Ok(outcome)
+}
+
+fn show(outcome: &Outcome) {
+    let mebibytes = |bytes: u64| format!("{:.1} MiB", bytes as f64 / MIB as f64);
+    let on_host = outcome.on_host.map_or_else(|| "not told".to_owned(), mebibytes);
+    run::say(&format!(
+        "   {:<20} after the discards: length {:>9}, on the host {:>9}",
+        outcome.policy,
+        mebibytes(outcome.length),
+        on_host
+    ));
+}
+
+/// Runs a verb of the program just built: words, the image, more words.
+fn qcowkit(before: &[&str], image: &Path, after: &[&str]) -> Result<(), Failure> {
+    run::call(run::command(program()).args(before).arg(image).args(after))
+}
+
+fn program() -> PathBuf {
+    run::root().join("target/debug").join(format!("qcowkit{}", std::env::consts::EXE_SUFFIX))
+}
+
+/// Bytes that a file takes on the host, where the system tells.
+fn on_host(path: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(path).ok().map(|metadata| metadata.blocks() * 512)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        None
+    }
 }
