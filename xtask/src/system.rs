@@ -23,21 +23,13 @@ pub(crate) enum Need {
     WasmStd,
     /// The standard library and the C start-up files for 32-bit x86.
     Std32,
-    /// hyperfine and GNU time, for the benchmarks.
-    Timers,
+    /// GNU time, for the benchmarks.
+    Time,
 }
 
 impl Need {
-    pub(crate) const ALL: [Self; 8] = [
-        Self::Qemu,
-        Self::FileSystems,
-        Self::Venv,
-        Self::Node,
-        Self::Chromium,
-        Self::WasmStd,
-        Self::Std32,
-        Self::Timers,
-    ];
+    pub(crate) const ALL: [Self; 8] =
+        [Self::Qemu, Self::FileSystems, Self::Venv, Self::Node, Self::Chromium, Self::WasmStd, Self::Std32, Self::Time];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -48,7 +40,7 @@ impl Need {
             Self::Chromium => "chromium",
             Self::WasmStd => "Rust's standard library for wasm32",
             Self::Std32 => "Rust's and C's libraries for 32-bit x86",
-            Self::Timers => "hyperfine and GNU time",
+            Self::Time => "GNU time",
         }
     }
 
@@ -62,7 +54,7 @@ impl Need {
             Self::Chromium => &["chromium"],
             Self::WasmStd => &["rustc-web", "rust-web-src"],
             Self::Std32 => &["rustc-web", "rust-web-src", "gcc-multilib"],
-            Self::Timers => &["hyperfine", "time"],
+            Self::Time => &["time"],
         }
     }
 
@@ -79,7 +71,7 @@ impl Need {
             Self::Chromium => chromium().is_some(),
             Self::WasmStd => toolchain::wasm32().is_some(),
             Self::Std32 => toolchain::i686().is_some() && links_32_bit(),
-            Self::Timers => has("hyperfine") && has("time"),
+            Self::Time => has("time"),
         }
     }
 }

@@ -15,7 +15,7 @@ pub(super) struct Case {
     /// Whether qcowkit is wanted to take no more memory.
     pub(super) lean: bool,
     /// Proves what the last run of qcowkit wrote.
-    pub(super) verify: Option<&'static str>,
+    pub(super) verify: &'static [&'static str],
     /// Files to remove when the case is over.
     pub(super) leaves: &'static [&'static str],
 }
@@ -30,13 +30,13 @@ const CONVERT: Case = Case {
     input: None,
     wanted: 1.0,
     lean: false,
-    verify: None,
+    verify: &[],
     leaves: &["out"],
 };
 
 /// A case in which both programs only look.
 const LOOK: Case =
-    Case { fixtures: &["huge.qcow2"], prepare: "true", wanted: 2.0, lean: true, verify: None, leaves: &[], ..CONVERT };
+    Case { fixtures: &["huge.qcow2"], prepare: "true", wanted: 2.0, lean: true, verify: &[], leaves: &[], ..CONVERT };
 
 pub(super) const CASES: [Case; 8] = [
     Case {
@@ -44,7 +44,7 @@ pub(super) const CASES: [Case; 8] = [
         fixtures: &["data.raw"],
         qemu: "qemu-img convert -f raw -O qcow2 data.raw out",
         ours: "./qcowkit convert -f raw -O qcow2 data.raw out",
-        verify: Some("qemu-img compare -f raw -F qcow2 data.raw out"),
+        verify: &["qemu-img compare -f raw -F qcow2 data.raw out"],
         ..CONVERT
     },
     Case {
@@ -52,7 +52,7 @@ pub(super) const CASES: [Case; 8] = [
         fixtures: &["data.raw", "data.qcow2"],
         qemu: "qemu-img convert -f qcow2 -O raw data.qcow2 out",
         ours: "./qcowkit convert -f qcow2 -O raw data.qcow2 out",
-        verify: Some("qemu-img compare -f raw -F raw data.raw out"),
+        verify: &["qemu-img compare -f raw -F raw data.raw out"],
         ..CONVERT
     },
     Case {
@@ -60,7 +60,7 @@ pub(super) const CASES: [Case; 8] = [
         fixtures: &["sparse.raw"],
         qemu: "qemu-img convert -f raw -O qcow2 sparse.raw out",
         ours: "./qcowkit convert -f raw -O qcow2 sparse.raw out",
-        verify: Some("qemu-img compare -f raw -F qcow2 sparse.raw out"),
+        verify: &["qemu-img compare -f raw -F qcow2 sparse.raw out"],
         ..CONVERT
     },
     Case {
@@ -68,7 +68,7 @@ pub(super) const CASES: [Case; 8] = [
         fixtures: &["sparse.raw", "sparse.qcow2"],
         qemu: "qemu-img convert -f qcow2 -O raw sparse.qcow2 out",
         ours: "./qcowkit convert -f qcow2 -O raw sparse.qcow2 out",
-        verify: Some("qemu-img compare -f raw -F raw sparse.raw out"),
+        verify: &["qemu-img compare -f raw -F raw sparse.raw out"],
         ..CONVERT
     },
     Case {
@@ -76,7 +76,7 @@ pub(super) const CASES: [Case; 8] = [
         fixtures: &["data.raw"],
         qemu: "qemu-img convert -c -f raw -O qcow2 data.raw out",
         ours: "./qcowkit convert -c -f raw -O qcow2 data.raw out",
-        verify: Some("qemu-img compare -f raw -F qcow2 data.raw out"),
+        verify: &["qemu-img compare -f raw -F qcow2 data.raw out"],
         ..CONVERT
     },
     Case {
@@ -93,13 +93,13 @@ pub(super) const CASES: [Case; 8] = [
     },
     Case {
         name: "io, 30,000 mixed writes and discards",
-        fixtures: &["io.txt"],
+        fixtures: &["io.txt", "io.qcow2"],
         prepare: "qemu-img create -q -f qcow2 out 4G",
         qemu: "qemu-io -f qcow2 -d unmap out",
         ours: "./qcowkit io -f qcow2 -d unmap out",
         input: Some("io.txt"),
         wanted: 10.0,
-        verify: Some("qemu-img check -q -f qcow2 out"),
+        verify: &["qemu-img check -q -f qcow2 out", "qemu-img compare -f qcow2 -F qcow2 io.qcow2 out"],
         ..CONVERT
     },
 ];

@@ -13,13 +13,14 @@ pub(super) struct Fixture {
 }
 
 /// In an order in which each can be made from those before it.
-pub(super) const ALL: [Fixture; 6] = [
+pub(super) const ALL: [Fixture; 7] = [
     Fixture { name: "data.raw", make: data },
     Fixture { name: "data.qcow2", make: |folder| image_of(folder, "data") },
     Fixture { name: "sparse.raw", make: sparse },
     Fixture { name: "sparse.qcow2", make: |folder| image_of(folder, "sparse") },
     Fixture { name: "huge.qcow2", make: huge },
     Fixture { name: "io.txt", make: operations },
+    Fixture { name: "io.qcow2", make: after_operations },
 ];
 
 const KIB: u64 = 1 << 10;
@@ -96,6 +97,17 @@ fn operations(folder: &Path) -> Result<(), Failure> {
         }
         Ok(())
     })
+}
+
+/// What the script makes of an empty disk, by QEMU's hand.
+fn after_operations(folder: &Path) -> Result<(), Failure> {
+    let partial = "io.qcow2.partial";
+    let size = IO_DISK.to_string();
+    run::call(run::command("qemu-img").current_dir(folder).args(["create", "-q", "-f", "qcow2", partial, &size]))?;
+    let script = File::open(folder.join("io.txt"))?;
+    run::call(run::command("qemu-io").current_dir(folder).stdin(script).args(["-f", "qcow2", "-d", "unmap", partial]))?;
+    std::fs::rename(folder.join(partial), folder.join("io.qcow2"))?;
+    Ok(())
 }
 
 /// Writes under another name first, so that what has the name is complete.

@@ -8,15 +8,19 @@ mod fixture;
 mod report;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::run::{self, Failure};
 use crate::system::{self, Need};
 use cases::{CASES, Case};
 
-/// How often each case is timed in turn, and how many runs a program gets each time.
-const ROUNDS: usize = 3;
-const RUNS: usize = 3;
+/// How many runs of each program are timed in a case, after one to warm up.
+const RUNS: usize = 7;
+
+/// Fewer are enough once a case has taken this long.
+const ENOUGH: Duration = Duration::from_secs(60);
+const FEWEST_RUNS: usize = 3;
 
 /// What one program took in one case.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,7 +51,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
         return Err(Failure::new(format!("no such case; there are:\n  {}", names.join("\n  "))));
     }
     run::heading("set-up");
-    system::provide(&[Need::Qemu, Need::Timers])?;
+    system::provide(&[Need::Qemu, Need::Time])?;
     run::call(run::cargo("").args(["build", "--release", "-q", "-p", "qcowkit"]))?;
     let folder = run::target("bench")?;
     link_program(&folder)?;
@@ -81,70 +85,62 @@ fn link_program(folder: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Runs both programs in turn, so that what else the machine does meanwhile meets both.
 fn measure(case: &'static Case, folder: &Path) -> Result<Measured, Failure> {
+    run::say(&format!("   $ {}\n   $ {}", case.qemu, case.ours));
     let mut qemu = Vec::new();
     let mut ours = Vec::new();
-    for _ in 0..ROUNDS {
-        let times = hyperfine(case, folder)?;
-        qemu.push(times[0]);
-        ours.push(times[1]);
+    let start = Instant::now();
+    for round in 0..=RUNS {
+        if round > FEWEST_RUNS && start.elapsed() > ENOUGH {
+            break;
+        }
+        qemu.push(timed(case, case.qemu, folder)?);
+        ours.push(timed(case, case.ours, folder)?);
     }
-    let measured = Measured {
-        case,
-        qemu: Cost { peak_kib: peak(case, case.qemu, folder)?, ..median(qemu) },
-        ours: Cost { peak_kib: peak(case, case.ours, folder)?, ..median(ours) },
-    };
-    if let Some(check) = case.verify {
+    let measured = Measured { case, qemu: median(qemu.split_off(1)), ours: median(ours.split_off(1)) };
+    for check in case.verify {
         run::call(&mut within(folder, check))?;
     }
     for left in case.leaves {
         let _ = std::fs::remove_file(folder.join(left));
     }
+    run::say(&format!("   {:.3} s and {:.3} s", measured.qemu.seconds, measured.ours.seconds));
     Ok(measured)
 }
 
-/// One round: both programs, one after the other, each some runs.
-fn hyperfine(case: &Case, folder: &Path) -> Result<[Cost; 2], Failure> {
-    let csv = folder.join("times.csv");
-    let runs = RUNS.to_string();
-    let mut hyperfine = run::command("hyperfine");
-    hyperfine.current_dir(folder).args(["-N", "--style", "basic", "--warmup", "1", "--runs", &runs]);
-    hyperfine.arg("--export-csv").arg(&csv).args(["--prepare", case.prepare]);
-    if let Some(input) = case.input {
-        hyperfine.args(["--input", input]);
-    }
-    run::call(hyperfine.args([case.qemu, case.ours]))?;
-    let text = std::fs::read_to_string(&csv)?;
-    let costs: Vec<Cost> = text.lines().skip(1).filter_map(cost).collect();
-    costs.try_into().map_err(|_| Failure::new(format!("cannot read hyperfine's numbers: {text}")))
-}
-
-/// `command,mean,stddev,median,user,system,min,max`; the command may hold commas, so columns count from the end.
-fn cost(line: &str) -> Option<Cost> {
-    let columns: Vec<&str> = line.rsplitn(8, ',').collect();
-    let number = |from_end: usize| columns.get(from_end).and_then(|text| text.parse::<f64>().ok());
-    Some(Cost { seconds: number(4)?, processor_seconds: number(3)? + number(2)?, peak_kib: 0 })
-}
-
-/// The round in the middle.
-fn median(mut costs: Vec<Cost>) -> Cost {
-    costs.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
-    costs.get(costs.len() / 2).copied().unwrap_or_default()
-}
-
-/// The largest resident size of one run, in KiB.
-fn peak(case: &Case, line: &str, folder: &Path) -> Result<u64, Failure> {
-    run::call(&mut within(folder, case.prepare))?;
-    let file = folder.join("peak.txt");
+/// One run, under GNU time for what a clock on the wall does not tell.
+fn timed(case: &Case, line: &str, folder: &Path) -> Result<Cost, Failure> {
+    let prepared = within(folder, case.prepare).status()?.success();
+    let file = folder.join("cost.txt");
     let mut time = run::command(run::find_program(&["time"]).unwrap_or_else(|| PathBuf::from("time")));
-    time.current_dir(folder).args(["-f", "%M", "-o"]).arg(&file).args(line.split(' '));
-    time.stdout(std::process::Stdio::null());
+    time.current_dir(folder).args(["-f", "%U %S %M", "-o"]).arg(&file).args(line.split(' '));
+    time.stdout(Stdio::null());
     if let Some(input) = case.input {
         time.stdin(std::fs::File::open(folder.join(input))?);
     }
-    run::call(&mut time)?;
+    let start = Instant::now();
+    let succeeded = time.status()?.success();
+    let seconds = start.elapsed().as_secs_f64();
+    if !prepared || !succeeded {
+        return Err(Failure::new(format!("failed: {line}")));
+    }
     let text = std::fs::read_to_string(&file)?;
-    text.trim().parse().map_err(|_| Failure::new(format!("cannot read GNU time's number: {text}")))
+    cost(seconds, &text).ok_or_else(|| Failure::new(format!("cannot read GNU time's numbers: {text}")))
+}
+
+/// `user system peak`, as GNU time was told to write them.
+fn cost(seconds: f64, text: &str) -> Option<Cost> {
+    let mut words = text.split_whitespace();
+    let mut number = || words.next()?.parse::<f64>().ok();
+    Some(Cost { seconds, processor_seconds: number()? + number()?, peak_kib: number()? as u64 })
+}
+
+/// The run in the middle by wall time; the peak is the largest of all.
+fn median(mut costs: Vec<Cost>) -> Cost {
+    costs.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+    let peak_kib = costs.iter().map(|cost| cost.peak_kib).max().unwrap_or(0);
+    costs.get(costs.len() / 2).map_or_else(Cost::default, |&middle| Cost { peak_kib, ..middle })
 }
 
 /// A command line of a case, without a shell.
@@ -160,15 +156,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hyperfine_rows_are_read_from_the_end() {
-        let row = "io -o a=b,c=d file,2.5,0.1,2.0,1.0,0.5,1.9,3.0";
-        let cost = cost(row).unwrap_or_default();
-        assert_eq!((cost.seconds, cost.processor_seconds), (2.0, 1.5));
+    fn gnu_times_numbers_are_read() {
+        let cost = cost(2.0, "1.25 0.50 4096\n").unwrap_or_default();
+        assert_eq!((cost.seconds, cost.processor_seconds, cost.peak_kib), (2.0, 1.75, 4096));
+        assert!(super::cost(2.0, "Command exited with non-zero status 1").is_none());
     }
 
     #[test]
-    fn the_median_is_the_round_in_the_middle() {
-        let of = |seconds| Cost { seconds, ..Cost::default() };
-        assert_eq!(median(vec![of(3.0), of(1.0), of(2.0)]).seconds, 2.0);
+    fn the_median_is_the_run_in_the_middle_with_the_largest_peak() {
+        let of = |seconds, peak_kib| Cost { seconds, peak_kib, ..Cost::default() };
+        let median = median(vec![of(3.0, 9), of(1.0, 1), of(2.0, 5)]);
+        assert_eq!((median.seconds, median.peak_kib), (2.0, 9));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Measured, ROUNDS, RUNS};
+use super::{FEWEST_RUNS, Measured, RUNS};
 use crate::run;
 
 /// A Markdown table, one row a case.
@@ -46,9 +46,10 @@ pub(super) fn page(table: &str) -> String {
          is what the project set out to reach.\n\n\
          {table}\n\
          ## Method\n\n\
-         - {ROUNDS} rounds; in each, each program gets one run to warm up and {RUNS} timed runs; the median round counts.\n\
+         - One run each to warm up, then {RUNS} runs each ({FEWEST_RUNS} where they take long), in turn; the median\n\
+         counts.\n\
          - Files are in the page cache. Neither program is asked to bypass it.\n\
-         - Peak memory is the largest resident size of one more run.\n\
+         - Processor time (user and system) and peak memory (the largest resident size of any run) are GNU time's.\n\
          - After each case QEMU compares or checks what qcowkit wrote last.\n\
          - *data*: 1 GiB, noise and text in turn. *sparse*: 64 KiB of data in every 16 MiB, holes between. *1 TiB*:\n\
          `preallocation=metadata`, made by qemu-img. *io*: 18,000 writes of 4 to 64 KiB and 12,000 discards of 64 KiB to\n\
