@@ -3,6 +3,9 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`mod@file`] | files and block devices as storage |
+//! | [`open`] | opening images by name, with the files they name as far as they may be opened |
+//! | [`disk`] | a guest disk of either format |
+//! | [`zeros`] | finding zeros in buffers |
 //! | [`lock`] | image locks, shared with QEMU |
 //! | [`extents`] | where the file system keeps a file |
 //! | [`codec`] | compression by the reference libraries |
@@ -16,11 +19,14 @@
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod codec;
+pub mod disk;
 pub mod error;
 pub mod extents;
 pub mod file;
 pub mod info;
 pub mod lock;
+pub mod open;
+pub mod zeros;
 
 /// The README's examples compile and run.
 #[cfg(doctest)]

@@ -1,0 +1,31 @@
+use clap::Args;
+
+use super::{OpenArgs, OutputArgs};
+
+/// `discard`.
+#[derive(Debug, Clone, Args)]
+pub struct DiscardArgs {
+    /// Change nothing; tell what would happen
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Print nothing
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Run-time options under QEMU's names: discard-no-unref=on, pass-discard-request=off, ...
+    #[arg(short, long = "options", value_name = "OPTIONS", allow_hyphen_values = true)]
+    pub options: Vec<String>,
+    /// Format of the image, instead of looking
+    #[arg(short, long, value_name = "FORMAT", allow_hyphen_values = true)]
+    pub format: Option<String>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+    #[command(flatten)]
+    pub open: OpenArgs,
+    /// The image
+    #[arg(value_name = "FILE")]
+    pub file: Option<String>,
+    /// What to discard: OFFSET+LENGTH, any number; or OFFSET LENGTH; or '-' for a list of them on standard input, one a
+    /// line; or 'all'
+    #[arg(value_name = "RANGE")]
+    pub ranges: Vec<String>,
+}

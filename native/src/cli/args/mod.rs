@@ -1,0 +1,148 @@
+//! The one definition of all options: the parser, help, completions and man pages come from it.
+
+mod convert;
+mod create;
+mod discard;
+mod io;
+mod look;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use convert::ConvertArgs;
+pub use create::CreateArgs;
+pub use discard::DiscardArgs;
+pub use io::IoArgs;
+pub use look::{AnalyzeArgs, CheckArgs, CompareArgs, InfoArgs, InspectArgs, MapArgs};
+
+/// Opens, shapes and heals qcow2 disk images.
+#[derive(Debug, Parser)]
+#[command(name = "qcowkit", version, propagate_version = false, infer_long_args = true, disable_help_subcommand = true)]
+#[command(after_help = AFTER_HELP)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+const AFTER_HELP: &str = "\
+Sizes and offsets take the suffixes k, M, G, T, P and E (powers of 1024), fractions such as 1.5G, and 0x.
+
+Nothing that an image names is opened unless it is allowed: see --backing.
+
+Called by the name qemu-img or qemu-io, this program stands in for that one.";
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Make a new image
+    #[command(infer_long_args = true)]
+    Create(CreateArgs),
+    /// Show what an image says of itself
+    #[command(infer_long_args = true)]
+    Info(InfoArgs),
+    /// Show which parts of the disk hold data, and where
+    #[command(infer_long_args = true)]
+    Map(MapArgs),
+    /// Find errors and lost space in the metadata
+    #[command(infer_long_args = true)]
+    Check(CheckArgs),
+    /// Copy a disk into a new image, of another format or shape if asked
+    #[command(infer_long_args = true)]
+    Convert(ConvertArgs),
+    /// Tell whether two disks have the same contents
+    #[command(infer_long_args = true)]
+    Compare(CompareArgs),
+    /// Read, write and discard by commands, in qemu-io's language
+    #[command(infer_long_args = true)]
+    Io(IoArgs),
+    /// Discard ranges of the disk, under any policy, or show what that would do
+    #[command(infer_long_args = true)]
+    Discard(DiscardArgs),
+    /// Tell where the space of an image went, and how it is laid out
+    #[command(infer_long_args = true)]
+    Analyze(AnalyzeArgs),
+    /// Print structures of an image, also of a broken one
+    #[command(infer_long_args = true)]
+    Inspect(InspectArgs),
+    /// Print completions for a shell
+    #[command(hide = true)]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages into a directory
+    #[command(hide = true)]
+    Manpages {
+        /// The directory
+        directory: PathBuf,
+    },
+}
+
+impl Verb {
+    /// The verb as it is typed.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Create(_) => "create",
+            Self::Info(_) => "info",
+            Self::Map(_) => "map",
+            Self::Check(_) => "check",
+            Self::Convert(_) => "convert",
+            Self::Compare(_) => "compare",
+            Self::Io(_) => "io",
+            Self::Discard(_) => "discard",
+            Self::Analyze(_) => "analyze",
+            Self::Inspect(_) => "inspect",
+            Self::Completions { .. } => "completions",
+            Self::Manpages { .. } => "manpages",
+        }
+    }
+}
+
+/// For whom the output is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum OutputFormat {
+    /// A person.
+    #[default]
+    Human,
+    /// A program.
+    Json,
+}
+
+/// `--output`.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct OutputArgs {
+    /// For a person, or JSON for a program
+    #[arg(long, value_name = "FORMAT", default_value = "human", hide_default_value = true)]
+    pub output: OutputFormat,
+}
+
+/// Which files that an image names may be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackingChoice {
+    /// None
+    Deny,
+    /// Those below the directory of the image
+    SameDir,
+    /// All, as qemu-img does
+    Follow,
+}
+
+/// What all verbs share that open images.
+#[derive(Debug, Clone, Args)]
+pub struct OpenArgs {
+    /// Look at an image that is in use: take no locks
+    #[arg(short = 'U', long)]
+    pub force_share: bool,
+    /// Which backing and data files that an image names may be opened [default: same-dir; as qemu-img: follow]
+    #[arg(long, value_name = "WHICH")]
+    pub backing_files: Option<BackingChoice>,
+    /// Not supported: objects such as secrets
+    #[arg(long, value_name = "OBJECT", hide = true)]
+    pub object: Vec<String>,
+    /// The file name is a list of options: driver=FORMAT,file.filename=NAME
+    #[arg(long)]
+    pub image_opts: bool,
+}
