@@ -5,6 +5,7 @@
 //! | [`mod@file`] | files and block devices as storage |
 //! | [`open`] | opening images by name, with the files they name as far as they may be opened |
 //! | [`disk`] | a guest disk of either format |
+//! | [`status`] | what each part of a disk is, as QEMU tells it |
 //! | [`zeros`] | finding zeros in buffers |
 //! | [`lock`] | image locks, shared with QEMU |
 //! | [`extents`] | where the file system keeps a file |
@@ -26,6 +27,7 @@ pub mod file;
 pub mod info;
 pub mod lock;
 pub mod open;
+pub mod status;
 pub mod zeros;
 
 /// The README's examples compile and run.

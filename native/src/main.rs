@@ -1,2 +1,5 @@
 //! The program `qcowkit`.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    qcowkit::cli::main()
+}

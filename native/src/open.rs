@@ -232,39 +232,29 @@ pub fn format_by_name(name: &str) -> Result<LayerFormat, Error> {
     }
 }
 
-/// Opens what images name, as far as a [`BackingPolicy`] allows it.
-struct FileOpener {
+/// Decides which files that an image names may be opened.
+#[derive(Debug, Clone)]
+pub struct Gate {
     policy: BackingPolicy,
-    alone: bool,
-    force_share: bool,
     /// The directories of the image that was asked for, with links resolved: of its name, and of its file.
     folders: Vec<PathBuf>,
-    seen: BTreeSet<FileIdentity>,
-    /// The backing files from the top down, also those that failed.
-    trail: Vec<PathBuf>,
 }
 
-impl FileOpener {
-    fn new(top: &Path, request: &OpenRequest) -> Self {
+impl Gate {
+    /// The gate for the chain of the image `top`.
+    #[must_use]
+    pub fn new(policy: BackingPolicy, top: &Path) -> Self {
         let parent = top.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
         let by_name = parent.canonicalize().ok();
         let by_file = top.canonicalize().ok().and_then(|path| path.parent().map(Path::to_owned));
-        Self {
-            policy: request.backing,
-            alone: request.alone,
-            force_share: request.force_share,
-            folders: by_name.into_iter().chain(by_file).collect(),
-            seen: BTreeSet::new(),
-            trail: Vec::new(),
-        }
+        Self { policy, folders: by_name.into_iter().chain(by_file).collect() }
     }
 
-    /// Notes a file; false if it was met before.
-    fn remember(&mut self, storage: &FileStorage) -> Result<bool, Error> {
-        Ok(storage.identity()?.is_none_or(|identity| self.seen.insert(identity)))
-    }
-
-    fn admit(&self, path: &Path, what: &str) -> Result<(), Error> {
+    /// Whether `path` may be opened; `what` says in the message what it is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Denied`]; or, where the place of the file matters and it cannot be found, that.
+    pub fn admit(&self, path: &Path, what: &str) -> Result<(), Error> {
         let denied = |why: String| Err(Error::new(ErrorKind::Denied(why)));
         match self.policy {
             BackingPolicy::Follow => Ok(()),
@@ -276,18 +266,42 @@ impl FileOpener {
                 if self.folders.iter().any(|folder| real.starts_with(folder)) {
                     return Ok(());
                 }
-                denied(format!(
-                    "the image names the {what} '{}', which is not below its own directory",
-                    path.display()
-                ))
+                denied(format!("the image names the {what} '{}', which is not below its own directory", path.display()))
             }
         }
+    }
+}
+
+/// Opens what images name, as far as a [`BackingPolicy`] allows it.
+struct FileOpener {
+    gate: Gate,
+    alone: bool,
+    force_share: bool,
+    seen: BTreeSet<FileIdentity>,
+    /// The backing files from the top down, also those that failed.
+    trail: Vec<PathBuf>,
+}
+
+impl FileOpener {
+    fn new(top: &Path, request: &OpenRequest) -> Self {
+        Self {
+            gate: Gate::new(request.backing, top),
+            alone: request.alone,
+            force_share: request.force_share,
+            seen: BTreeSet::new(),
+            trail: Vec::new(),
+        }
+    }
+
+    /// Notes a file; false if it was met before.
+    fn remember(&mut self, storage: &FileStorage) -> Result<bool, Error> {
+        Ok(storage.identity()?.is_none_or(|identity| self.seen.insert(identity)))
     }
 
     fn backing_format(&self, reference: &Reference<'_>, storage: &FileStorage) -> Result<LayerFormat, Error> {
         match reference.format {
             Some(name) => format_by_name(&name.to_string_lossy()),
-            None if self.policy == BackingPolicy::Follow => probe(storage),
+            None if self.gate.policy == BackingPolicy::Follow => probe(storage),
             None => Err(Error::new(ErrorKind::Denied(format!(
                 "the image does not say which format its backing file '{}' has",
                 reference.name
@@ -296,7 +310,7 @@ impl FileOpener {
     }
 
     fn try_open(&mut self, reference: &Reference<'_>, path: &Path, what: &str) -> Result<Found<FileStorage>, Error> {
-        self.admit(path, what)?;
+        self.gate.admit(path, what)?;
         let access = if reference.writable { FileAccess::Write } else { FileAccess::Read };
         let storage = FileStorage::open(path, access)?;
         if !self.remember(&storage)? {

@@ -108,6 +108,17 @@ impl<S: Storage> Image<S> {
         }
     }
 
+    /// As [`Image::image_at_depth`], for calls that fill caches.
+    pub fn image_at_depth_mut(&mut self, depth: u32) -> Option<&mut Self> {
+        match depth.checked_sub(1) {
+            None => Some(self),
+            Some(below) => match self.backing.as_mut()? {
+                Layer::Image(image) => image.image_at_depth_mut(below),
+                Layer::Raw { .. } => None,
+            },
+        }
+    }
+
     /// Where the guest data of the layer `depth` layers down are stored: its image file, data file or raw file.
     ///
     /// # Errors

@@ -9,50 +9,50 @@ use qcowkit_core::{Error, ErrorKind};
 
 /// A message for standard error, and an exit code.
 #[derive(Debug)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// The exit code; 1 unless the verb has another for it.
-    pub code: u8,
+    pub(crate) code: u8,
     /// What happened. Empty when everything has been said already.
-    pub message: String,
+    pub(crate) message: String,
     /// The arguments were wrong: `qemu-img` adds a line about `--help`.
-    pub usage: bool,
+    pub(crate) usage: bool,
     /// The reader of our output went away.
-    pub broken_pipe: bool,
+    pub(crate) broken_pipe: bool,
 }
 
 /// The result of a verb: its exit code, or a failure.
-pub type Outcome = Result<u8, Failure>;
+pub(crate) type Outcome = Result<u8, Failure>;
 
 impl Failure {
     /// A failure with exit code 1.
-    pub fn new(message: impl Into<String>) -> Self {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
         Self { code: 1, message: message.into(), usage: false, broken_pipe: false }
     }
 
     /// Wrong arguments.
-    pub fn usage(message: impl Into<String>) -> Self {
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self { usage: true, ..Self::new(message) }
     }
 
     /// An exit code whose message has been printed.
     #[must_use]
-    pub fn silent(code: u8) -> Self {
+    pub(crate) fn silent(code: u8) -> Self {
         Self { code, ..Self::new("") }
     }
 
     /// The same with another exit code.
     #[must_use]
-    pub fn with_code(self, code: u8) -> Self {
+    pub(crate) fn with_code(self, code: u8) -> Self {
         Self { code, ..self }
     }
 
     /// An image that was not opened, in the words of the program that is spoken for.
-    pub fn open(error: &OpenError, personality: Personality) -> Self {
+    pub(crate) fn open(error: &OpenError, personality: Personality) -> Self {
         Self::new(if personality.is_own() { own_open(error) } else { qemu_open(error) })
     }
 
     /// Something that went wrong in a file.
-    pub fn in_file(path: impl fmt::Display, error: &Error) -> Self {
+    pub(crate) fn in_file(path: impl fmt::Display, error: &Error) -> Self {
         Self::new(format!("{path}: {error}"))
     }
 }
@@ -81,7 +81,9 @@ fn own_open(error: &OpenError) -> String {
 fn qemu_open(error: &OpenError) -> String {
     let (image, failed) = (error.image.display(), error.failed.display());
     let what = match (system_words(&error.error), error.error.kind()) {
-        (Some(words), _) if words == "is a directory" => format!("'file' driver requires '{failed}' to be a regular file"),
+        (Some(words), _) if words == "is a directory" => {
+            format!("'file' driver requires '{failed}' to be a regular file")
+        }
         (Some(words), _) => format!("Could not open '{failed}': {words}"),
         (None, ErrorKind::NotQcow2) => "Image is not in qcow2 format".to_owned(),
         (None, ErrorKind::Encrypted(_)) => "Parameter 'encrypt.key-secret' is required for cipher".to_owned(),

@@ -3,9 +3,12 @@
 use std::fmt::Write as _;
 use std::io;
 
+use serde::Serialize;
+use serde_json::Value;
+
 /// A value whose members keep the order they were given in.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Json {
+pub(crate) enum Json {
     /// `true` or `false`.
     Bool(bool),
     /// An integer.
@@ -15,7 +18,7 @@ pub enum Json {
     /// A list.
     List(Vec<Json>),
     /// Members in order.
-    Object(Vec<(&'static str, Json)>),
+    Object(Vec<(String, Json)>),
 }
 
 impl From<bool> for Json {
@@ -54,12 +57,113 @@ impl From<Vec<Json>> for Json {
     }
 }
 
+/// QEMU sorts the members of an object by a hash of their names; this is that order, of the names that occur here.
+const ORDER: &[&str] = &[
+    "icount",
+    "vm-clock-nsec",
+    "flags",
+    "image-end-offset",
+    "compressed-clusters",
+    "total-clusters",
+    "corruptions",
+    "corruptions-fixed",
+    "check-errors",
+    "leaks",
+    "leaks-fixed",
+    "allocated-clusters",
+    "ivgen-alg",
+    "detached-header",
+    "hash-alg",
+    "cipher-alg",
+    "uuid",
+    "name",
+    "info",
+    "children",
+    "backing-filename-format",
+    "snapshots",
+    "virtual-size",
+    "filename",
+    "cluster-size",
+    "format",
+    "fragmented-clusters",
+    "cipher-mode",
+    "slots",
+    "payload-offset",
+    "master-key-iters",
+    "actual-size",
+    "format-specific",
+    "full-backing-filename",
+    "encrypted",
+    "backing-filename",
+    "dirty-flag",
+    "date-sec",
+    "date-nsec",
+    "vm-clock-sec",
+    "id",
+    "vm-state-size",
+    "granularity",
+    "type",
+    "data",
+    "compat",
+    "compression-type",
+    "lazy-refcounts",
+    "bitmaps",
+    "refcount-bits",
+    "data-file",
+    "encrypt",
+    "data-file-raw",
+    "corrupt",
+    "extended-l2",
+    "active",
+    "iters",
+    "key-offset",
+    "stripes",
+];
+
+impl From<Value> for Json {
+    /// Members come in QEMU's order.
+    fn from(value: Value) -> Self {
+        match value {
+            Value::Null => Self::List(Vec::new()),
+            Value::Bool(value) => Self::Bool(value),
+            Value::Number(number) => Self::Number(
+                number.as_u64().map(i128::from).or_else(|| number.as_i64().map(i128::from)).unwrap_or_default(),
+            ),
+            Value::String(text) => Self::String(text),
+            Value::Array(items) => Self::List(items.into_iter().map(Self::from).collect()),
+            Value::Object(members) => {
+                let mut members: Vec<(String, Self)> =
+                    members.into_iter().map(|(name, value)| (name, Self::from(value))).collect();
+                members.sort_by_key(|(name, _)| ORDER.iter().position(|known| known == name).unwrap_or(usize::MAX));
+                Self::Object(members)
+            }
+        }
+    }
+}
+
 impl Json {
+    /// A report as QEMU would print it.
+    ///
+    /// # Errors
+    /// When the report cannot be expressed, which plain values always can.
+    pub(crate) fn of(report: &impl Serialize) -> io::Result<Self> {
+        Ok(serde_json::to_value(report)?.into())
+    }
+
+    /// A member of an object.
+    #[must_use]
+    pub(crate) fn get(&self, name: &str) -> Option<&Self> {
+        match self {
+            Self::Object(members) => members.iter().find(|(member, _)| member == name).map(|(_, value)| value),
+            _ => None,
+        }
+    }
+
     /// Prints the value over several lines, with a line end after it.
     ///
     /// # Errors
     /// When the output fails.
-    pub fn print(&self, out: &mut dyn io::Write) -> io::Result<()> {
+    pub(crate) fn print(&self, out: &mut dyn io::Write) -> io::Result<()> {
         let mut text = String::new();
         self.pretty(&mut text, 0);
         text.push('\n');
@@ -107,7 +211,7 @@ fn indent(text: &mut String, depth: usize) {
 }
 
 /// Appends `value` in quotes, escaped to ASCII.
-pub fn push_quoted(text: &mut String, value: &str) {
+pub(crate) fn push_quoted(text: &mut String, value: &str) {
     text.push('"');
     for letter in value.chars() {
         match letter {
@@ -137,10 +241,10 @@ mod tests {
     #[test]
     fn layout_is_qemus() {
         let value = Json::Object(vec![
-            ("children", Json::List(vec![])),
-            ("name", "a".into()),
-            ("data", Json::Object(vec![])),
-            ("list", Json::List(vec![1u64.into(), true.into()])),
+            ("children".into(), Json::List(vec![])),
+            ("name".into(), "a".into()),
+            ("data".into(), Json::Object(vec![])),
+            ("list".into(), Json::List(vec![1u64.into(), true.into()])),
         ]);
         let mut out = Vec::new();
         value.print(&mut out).unwrap();

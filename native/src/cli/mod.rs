@@ -1,6 +1,169 @@
 //! The command line. Verbs are thin: arguments become a checked plan, library calls do the work, output is printed.
 
-pub mod io;
-pub mod json;
-pub mod options;
-pub mod size;
+pub(crate) mod args;
+mod clock;
+mod failure;
+pub(crate) mod io;
+pub(crate) mod json;
+pub(crate) mod options;
+mod output;
+mod personality;
+mod plan;
+mod runtime;
+mod shell;
+pub(crate) mod size;
+mod verbs;
+
+use std::ffi::OsString;
+use std::io::{BufWriter, Write};
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, FromArgMatches};
+
+use args::{Cli, IoArgs, Verb};
+use failure::{Failure, Outcome};
+use personality::Personality;
+use plan::Session;
+
+/// Exit code of a program that SIGPIPE ended: what was printed is not complete.
+const BROKEN_PIPE: u8 = 128 + 13;
+
+/// Runs the program with the arguments of the process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let personality = words.first().map_or(Personality::Own, |program| Personality::of(program));
+    let mut out = BufWriter::with_capacity(1 << 16, std::io::stdout().lock());
+    let ended = run(&words, personality, &mut out);
+    let ended = match (out.flush(), ended) {
+        (Err(error), Ok(_)) => Err(error.into()),
+        (_, ended) => ended,
+    };
+    ExitCode::from(match ended {
+        Ok(code) => code,
+        Err(failure) if failure.broken_pipe => BROKEN_PIPE,
+        Err(failure) => {
+            complain(&failure, personality, verb_word(&words));
+            failure.code
+        }
+    })
+}
+
+/// The verb as it was typed, for messages about arguments that could not be parsed.
+fn verb_word(words: &[OsString]) -> &str {
+    words.iter().skip(1).filter_map(|word| word.to_str()).find(|word| !word.starts_with('-')).unwrap_or_default()
+}
+
+#[expect(clippy::print_stderr, reason = "the one place where failures are told")]
+fn complain(failure: &Failure, personality: Personality, verb: &str) {
+    if failure.message.is_empty() {
+        return;
+    }
+    let name = personality.name();
+    eprintln!("{name}: {}", failure.message);
+    if failure.usage {
+        match personality {
+            Personality::QemuIo => eprintln!("Try '{name} --help' for more info"),
+            _ if verb.is_empty() => eprintln!("Try '{name} --help' for more info"),
+            _ => eprintln!("Try '{name} {verb} --help' for more info"),
+        }
+    }
+}
+
+fn run(words: &[OsString], personality: Personality, out: &mut dyn Write) -> Outcome {
+    let usage_code = |verb: &str| match verb {
+        // 1 would say "they differ".
+        "compare" if personality.is_own() => 2,
+        _ => 1,
+    };
+    match personality {
+        Personality::QemuIo => {
+            let command = IoArgs::command_named("qemu-io");
+            let matches = match command.try_get_matches_from(words) {
+                Ok(matches) => matches,
+                Err(error) => return unparsed(&error, personality, "", out),
+            };
+            let args = IoArgs::from_arg_matches(&matches).map_err(|error| Failure::usage(error.to_string()))?;
+            verbs::io::run(&args, &mut Session { personality, out })
+        }
+        Personality::Own | Personality::QemuImg => {
+            let verb = verb_word(words);
+            let mut command = Cli::command();
+            if personality == Personality::QemuImg {
+                if words.len() < 2 {
+                    return Err(Failure::usage("Not enough arguments"));
+                }
+                let version = concat!("version 10.0.2 (qcowkit ", env!("CARGO_PKG_VERSION"), ")");
+                command = command.name("qemu-img").bin_name("qemu-img").version(version);
+            }
+            let matches = match command.try_get_matches_from(words) {
+                Ok(matches) => matches,
+                Err(error) => {
+                    return unparsed(&error, personality, verb, out).map_err(|f| f.with_code(usage_code(verb)));
+                }
+            };
+            let cli = Cli::from_arg_matches(&matches).map_err(|error| Failure::usage(error.to_string()))?;
+            let verb = cli.verb.name();
+            dispatch(&cli.verb, &mut Session { personality, out }).map_err(|failure| match failure.usage {
+                true => failure.with_code(usage_code(verb)),
+                false => failure,
+            })
+        }
+    }
+}
+
+fn dispatch(verb: &Verb, session: &mut Session<'_>) -> Outcome {
+    match verb {
+        Verb::Info(args) => verbs::info::run(args, session),
+        Verb::Io(args) => verbs::io::run(args, session),
+        Verb::Map(args) => verbs::map::run(args, session),
+        Verb::Completions { shell } => shell::completions(*shell, session.out),
+        Verb::Manpages { directory } => shell::manpages(directory),
+        _ => Err(Failure::new("this verb is not in this build")),
+    }
+}
+
+/// Arguments that clap did not take, or that ask for help.
+fn unparsed(error: &clap::Error, personality: Personality, verb: &str, out: &mut dyn Write) -> Outcome {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            write!(out, "{}", error.render().ansi())?;
+            return Ok(0);
+        }
+        _ if personality.is_own() => {
+            // clap's own words, with its hints.
+            error.print()?;
+            return Err(Failure::silent(1));
+        }
+        _ => {}
+    }
+    let invalid = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(text)) => text.split([' ', '=']).next().unwrap_or_default().to_owned(),
+        _ => String::new(),
+    };
+    let scope = if verb.is_empty() { String::new() } else { format!(" {verb}") };
+    Err(match error.kind() {
+        ErrorKind::UnknownArgument if invalid.starts_with("--") => {
+            spelled(personality, &scope, &format!("unrecognized option '{invalid}'"))
+        }
+        ErrorKind::UnknownArgument if invalid.starts_with('-') => {
+            spelled(personality, &scope, &format!("invalid option -- '{}'", invalid.trim_start_matches('-')))
+        }
+        ErrorKind::InvalidSubcommand => Failure::usage(format!("Command not found: {verb}")),
+        _ => {
+            let text = error.render().to_string();
+            let line = text.lines().next().unwrap_or_default();
+            Failure::usage(line.strip_prefix("error: ").unwrap_or(line).to_owned())
+        }
+    })
+}
+
+/// A message of `getopt`, which names the verb too.
+#[expect(clippy::print_stderr, reason = "getopt's words stand on their own line")]
+fn spelled(personality: Personality, scope: &str, what: &str) -> Failure {
+    let name = personality.name();
+    eprintln!("{name}{scope}: {what}");
+    eprintln!("Try '{name}{scope} --help' for more info");
+    Failure::silent(1)
+}

@@ -2,7 +2,7 @@
 
 /// A list is not well formed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InvalidList(pub String);
+pub(crate) struct InvalidList(pub String);
 
 impl std::fmt::Display for InvalidList {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -12,9 +12,9 @@ impl std::fmt::Display for InvalidList {
 
 /// Key and value pairs in the order given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct OptionList {
+pub(crate) struct OptionList {
     /// The pairs.
-    pub entries: Vec<(String, String)>,
+    pub(crate) entries: Vec<(String, String)>,
 }
 
 impl OptionList {
@@ -22,7 +22,7 @@ impl OptionList {
     ///
     /// # Errors
     /// When a list begins or ends with a single comma.
-    pub fn parse<S: AsRef<str>>(lists: &[S]) -> Result<Self, InvalidList> {
+    pub(crate) fn parse<S: AsRef<str>>(lists: &[S]) -> Result<Self, InvalidList> {
         let mut entries = Vec::new();
         for list in lists {
             let list = list.as_ref();
@@ -37,13 +37,13 @@ impl OptionList {
 
     /// Whether help was asked for.
     #[must_use]
-    pub fn wants_help(&self) -> bool {
+    pub(crate) fn wants_help(&self) -> bool {
         self.entries.iter().any(|(key, value)| (key == "help" || key == "?") && value == "on")
     }
 
     /// The last value of `key`: later ones win.
     #[must_use]
-    pub fn last(&self, key: &str) -> Option<&str> {
+    pub(crate) fn last(&self, key: &str) -> Option<&str> {
         self.entries.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 }
@@ -83,7 +83,7 @@ fn pair(entry: &str) -> (String, String) {
 ///
 /// # Errors
 /// With QEMU's words.
-pub fn boolean(key: &str, value: &str) -> Result<bool, String> {
+pub(crate) fn boolean(key: &str, value: &str) -> Result<bool, String> {
     match value {
         "on" | "yes" | "true" | "y" => Ok(true),
         "off" | "no" | "false" | "n" => Ok(false),
@@ -95,7 +95,7 @@ pub fn boolean(key: &str, value: &str) -> Result<bool, String> {
 ///
 /// # Errors
 /// With QEMU's words.
-pub fn size(key: &str, value: &str) -> Result<u64, String> {
+pub(crate) fn size(key: &str, value: &str) -> Result<u64, String> {
     super::size::parse(value).map_err(|error| match error {
         super::size::SizeError::OutOfRange => format!("Value '{value}' is out of range for parameter '{key}'"),
         super::size::SizeError::NotANumber => format!(
@@ -109,13 +109,13 @@ pub fn size(key: &str, value: &str) -> Result<u64, String> {
 ///
 /// # Errors
 /// With QEMU's words.
-pub fn number(key: &str, value: &str) -> Result<u64, String> {
+pub(crate) fn number(key: &str, value: &str) -> Result<u64, String> {
     c_number(value).ok_or_else(|| format!("Parameter '{key}' expects a number"))
 }
 
 /// A number as C's `strtol` with base 0 reads it, with nothing after it.
 #[must_use]
-pub fn c_number(text: &str) -> Option<u64> {
+pub(crate) fn c_number(text: &str) -> Option<u64> {
     let text = text.strip_prefix('+').unwrap_or(text);
     if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         return u64::from_str_radix(hex, 16).ok().filter(|_| !hex.starts_with('+'));

@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// The program that is spoken for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Personality {
+pub(crate) enum Personality {
     /// qcowkit itself, with safe defaults.
     Own,
     /// A stand-in for `qemu-img`: its grammar, messages, exit codes and defaults.
@@ -17,7 +17,7 @@ pub enum Personality {
 impl Personality {
     /// From the name that the program was called by.
     #[must_use]
-    pub fn of(program: &OsStr) -> Self {
+    pub(crate) fn of(program: &OsStr) -> Self {
         match Path::new(program).file_stem().and_then(OsStr::to_str) {
             Some("qemu-img") => Self::QemuImg,
             Some("qemu-io") => Self::QemuIo,
@@ -27,7 +27,7 @@ impl Personality {
 
     /// The name in front of messages.
     #[must_use]
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Own => "qcowkit",
             Self::QemuImg => "qemu-img",
@@ -37,7 +37,7 @@ impl Personality {
 
     /// Whether it is qcowkit itself.
     #[must_use]
-    pub const fn is_own(self) -> bool {
+    pub(crate) const fn is_own(self) -> bool {
         matches!(self, Self::Own)
     }
 }

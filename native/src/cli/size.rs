@@ -2,7 +2,7 @@
 
 /// Why a text is not a size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SizeError {
+pub(crate) enum SizeError {
     /// Not a number, or something follows it.
     NotANumber,
     /// More than 2^64 - 1 bytes, or negative.
@@ -13,7 +13,7 @@ pub enum SizeError {
 ///
 /// # Errors
 /// When the text is something else, a fraction of a byte, or beyond 64 bits.
-pub fn parse(text: &str) -> Result<u64, SizeError> {
+pub(crate) fn parse(text: &str) -> Result<u64, SizeError> {
     let text = text.trim_start_matches([' ', '\t', '\n']);
     if let Some(rest) = text.strip_prefix('-') {
         return Err(if rest.starts_with(|c: char| c.is_ascii_digit()) {
@@ -76,7 +76,7 @@ const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
 /// A size as `qemu-img info` prints it: three significant digits, `1.5 GiB`; from 1000 on the next unit (`0.977 MiB`).
 #[must_use]
-pub fn human(bytes: u64) -> String {
+pub(crate) fn human(bytes: u64) -> String {
     let mut index = 0;
     let mut value = bytes as f64;
     while value >= 1000.0 && index + 1 < UNITS.len() {
@@ -106,7 +106,7 @@ fn trim_zeros(text: &str) -> &str {
 }
 
 /// A size as `qemu-io` prints it: `64 KiB`, `1.062 MiB`, `32 bytes`, `52.175654 bytes`. `value` is in bytes.
-pub fn write_io_size(into: &mut impl std::io::Write, value: f64) -> std::io::Result<()> {
+pub(crate) fn write_io_size(into: &mut impl std::io::Write, value: f64) -> std::io::Result<()> {
     const SCALES: [(f64, &str); 6] = [
         ((1u64 << 60) as f64, "EiB"),
         ((1u64 << 50) as f64, "PiB"),
@@ -130,7 +130,7 @@ pub fn write_io_size(into: &mut impl std::io::Write, value: f64) -> std::io::Res
 
 /// [`write_io_size`] as a string.
 #[must_use]
-pub fn io_size(bytes: u64) -> String {
+pub(crate) fn io_size(bytes: u64) -> String {
     let mut text = Vec::new();
     // Writing to a vector does not fail.
     let _ = write_io_size(&mut text, bytes as f64);

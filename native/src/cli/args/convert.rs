@@ -1,82 +1,84 @@
+use std::ffi::OsString;
+
 use clap::Args;
 
 use super::OpenArgs;
 
 /// `convert`.
 #[derive(Debug, Clone, Args)]
-pub struct ConvertArgs {
+pub(crate) struct ConvertArgs {
     /// Print nothing
     #[arg(short, long)]
-    pub quiet: bool,
+    pub(crate) quiet: bool,
     /// Show progress
     #[arg(short, long)]
-    pub progress: bool,
+    pub(crate) progress: bool,
     /// Format of the source images, instead of looking
     #[arg(short = 'f', long, value_name = "FORMAT", allow_hyphen_values = true)]
-    pub source_format: Option<String>,
+    pub(crate) source_format: Option<String>,
     /// Format of the new image: raw or qcow2 [default: raw, as qemu-img]
     #[arg(short = 'O', long, value_name = "FORMAT", allow_hyphen_values = true)]
-    pub target_format: Option<String>,
+    pub(crate) target_format: Option<String>,
     /// Options of the new image's format, key=value,...; '-o help' lists them
     #[arg(short, long = "target-options", value_name = "OPTIONS", allow_hyphen_values = true)]
-    pub options: Vec<String>,
+    pub(crate) options: Vec<String>,
     /// Compress the new image
     #[arg(short, long)]
-    pub compress: bool,
+    pub(crate) compress: bool,
     /// Make the new image an overlay on this backing file: what the source leaves to its own backing file is left out
     #[arg(short = 'B', long = "backing", value_name = "FILE", allow_hyphen_values = true)]
-    pub backing: Option<String>,
+    pub(crate) backing: Option<String>,
     /// Format of that backing file
     #[arg(short = 'F', long, value_name = "FORMAT", allow_hyphen_values = true)]
-    pub backing_format: Option<String>,
+    pub(crate) backing_format: Option<String>,
     /// Write into the target as it is, instead of making it
     #[arg(short, long)]
-    pub no_create: bool,
+    pub(crate) no_create: bool,
     /// With -n: the target is known to read as zeros
     #[arg(long)]
-    pub target_is_zero: bool,
+    pub(crate) target_is_zero: bool,
     /// Zeros of at least this many bytes become holes; 0 for none, so that all is allocated [default: 4k]
     #[arg(short = 'S', long, value_name = "SIZE", allow_hyphen_values = true)]
-    pub sparse_size: Option<String>,
+    pub(crate) sparse_size: Option<String>,
     /// Threads and requests at once, 1 to 16 [default: 8]
     #[arg(short = 'm', long, value_name = "NUMBER", allow_hyphen_values = true)]
-    pub parallel: Option<String>,
+    pub(crate) parallel: Option<String>,
     /// Write in the order in which reads finish
     #[arg(short = 'W', long)]
-    pub oob_writes: bool,
+    pub(crate) oob_writes: bool,
     /// Cache mode of the source; only writeback, the default, is supported
     #[arg(short = 'T', long, value_name = "MODE", allow_hyphen_values = true)]
-    pub source_cache: Option<String>,
+    pub(crate) source_cache: Option<String>,
     /// Cache mode of the target: unsafe (the default) leaves the disk's cache alone, writeback flushes at the end
     #[arg(short = 't', long, value_name = "MODE", allow_hyphen_values = true)]
-    pub target_cache: Option<String>,
+    pub(crate) target_cache: Option<String>,
     /// Not supported yet: take the source from a snapshot
     #[arg(short = 'l', long, value_name = "SNAPSHOT", allow_hyphen_values = true)]
-    pub source_snapshot: Option<String>,
+    pub(crate) source_snapshot: Option<String>,
     /// Not supported yet: limit the rate
     #[arg(short = 'r', long, value_name = "RATE", allow_hyphen_values = true)]
-    pub rate: Option<String>,
+    pub(crate) rate: Option<String>,
     /// Not supported yet: let the file system copy
     #[arg(short = 'C', long)]
-    pub copy_range_offloading: bool,
+    pub(crate) copy_range_offloading: bool,
     /// Not supported yet: go on after read errors
     #[arg(long)]
-    pub salvage: bool,
+    pub(crate) salvage: bool,
     /// Not supported yet: copy the bitmaps too
     #[arg(long)]
-    pub bitmaps: bool,
+    pub(crate) bitmaps: bool,
     /// Not supported yet
     #[arg(long, hide = true)]
-    pub skip_broken_bitmaps: bool,
+    pub(crate) skip_broken_bitmaps: bool,
     /// Not supported yet
     #[arg(long, hide = true)]
-    pub target_image_opts: bool,
+    pub(crate) target_image_opts: bool,
     /// Not supported yet
     #[arg(long, hide = true)]
-    pub source_image_opts: bool,
+    pub(crate) source_image_opts: bool,
     #[command(flatten)]
-    pub open: OpenArgs,
+    pub(crate) open: OpenArgs,
     /// The source images, one behind the other, and the target
     #[arg(value_names = ["SOURCE", "TARGET"], num_args = 0..)]
-    pub files: Vec<String>,
+    pub(crate) files: Vec<OsString>,
 }

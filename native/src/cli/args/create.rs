@@ -1,30 +1,32 @@
+use std::ffi::OsString;
+
 use clap::Args;
 
 /// `create`.
 #[derive(Debug, Clone, Args)]
-pub struct CreateArgs {
+pub(crate) struct CreateArgs {
     /// Print nothing
     #[arg(short, long)]
-    pub quiet: bool,
+    pub(crate) quiet: bool,
     /// Format of the new image: raw or qcow2 [default: raw, as qemu-img]
     #[arg(short, long, value_name = "FORMAT", allow_hyphen_values = true)]
-    pub format: Option<String>,
+    pub(crate) format: Option<String>,
     /// Options of the format, key=value,...; '-o help' lists them
     #[arg(short, long = "options", value_name = "OPTIONS", allow_hyphen_values = true)]
-    pub options: Vec<String>,
+    pub(crate) options: Vec<String>,
     /// The image is to be an overlay on this backing file
     #[arg(short, long = "backing", value_name = "FILE", allow_hyphen_values = true)]
-    pub backing: Option<String>,
+    pub(crate) backing: Option<String>,
     /// Format of the backing file
     #[arg(short = 'F', long, value_name = "FORMAT", allow_hyphen_values = true)]
-    pub backing_format: Option<String>,
+    pub(crate) backing_format: Option<String>,
     /// Do not open the backing file: it need not exist; the size must be given
     #[arg(short = 'u', long)]
-    pub backing_unsafe: bool,
+    pub(crate) backing_unsafe: bool,
     /// Not supported: objects such as secrets
     #[arg(long, value_name = "OBJECT", hide = true)]
-    pub object: Vec<String>,
+    pub(crate) object: Vec<String>,
     /// The file to make (its old contents are lost), and the size of the disk unless the backing file gives it
     #[arg(value_names = ["FILE", "SIZE"], num_args = 0..)]
-    pub operands: Vec<String>,
+    pub(crate) operands: Vec<OsString>,
 }

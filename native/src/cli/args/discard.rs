@@ -1,31 +1,33 @@
+use std::ffi::OsString;
+
 use clap::Args;
 
 use super::{OpenArgs, OutputArgs};
 
 /// `discard`.
 #[derive(Debug, Clone, Args)]
-pub struct DiscardArgs {
+pub(crate) struct DiscardArgs {
     /// Change nothing; tell what would happen
     #[arg(short = 'n', long)]
-    pub dry_run: bool,
+    pub(crate) dry_run: bool,
     /// Print nothing
     #[arg(short, long)]
-    pub quiet: bool,
+    pub(crate) quiet: bool,
     /// Run-time options under QEMU's names: discard-no-unref=on, pass-discard-request=off, ...
     #[arg(short, long = "options", value_name = "OPTIONS", allow_hyphen_values = true)]
-    pub options: Vec<String>,
+    pub(crate) options: Vec<String>,
     /// Format of the image, instead of looking
     #[arg(short, long, value_name = "FORMAT", allow_hyphen_values = true)]
-    pub format: Option<String>,
+    pub(crate) format: Option<String>,
     #[command(flatten)]
-    pub output: OutputArgs,
+    pub(crate) output: OutputArgs,
     #[command(flatten)]
-    pub open: OpenArgs,
+    pub(crate) open: OpenArgs,
     /// The image
     #[arg(value_name = "FILE")]
-    pub file: Option<String>,
+    pub(crate) file: Option<OsString>,
     /// What to discard: OFFSET+LENGTH, any number; or OFFSET LENGTH; or '-' for a list of them on standard input, one a
     /// line; or 'all'
     #[arg(value_name = "RANGE")]
-    pub ranges: Vec<String>,
+    pub(crate) ranges: Vec<String>,
 }

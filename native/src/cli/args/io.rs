@@ -1,49 +1,71 @@
+use std::ffi::OsString;
+
 use clap::Args;
 
 use super::OpenArgs;
 
 /// `io`.
 #[derive(Debug, Clone, Args)]
-pub struct IoArgs {
+pub(crate) struct IoArgs {
     /// A command; any number, in order. Without any, commands are read from standard input, one a line
     #[arg(short, long = "cmd", value_name = "COMMAND", allow_hyphen_values = true)]
-    pub cmd: Vec<String>,
+    pub(crate) cmd: Vec<String>,
     /// Format of the image, instead of looking
     #[arg(short, long, value_name = "FORMAT", allow_hyphen_values = true)]
-    pub format: Option<String>,
+    pub(crate) format: Option<String>,
     /// Refuse writes
     #[arg(short, long)]
-    pub read_only: bool,
+    pub(crate) read_only: bool,
     /// Run-time options under QEMU's names: discard-no-unref=on, detect-zeroes=unmap, l2-cache-size=1M, ...
     #[arg(short, long = "options", value_name = "OPTIONS", allow_hyphen_values = true)]
-    pub options: Vec<String>,
+    pub(crate) options: Vec<String>,
     /// What discards do: unmap, or ignore [default: unmap; as qemu-io: ignore]
     #[arg(short, long, value_name = "MODE", allow_hyphen_values = true)]
-    pub discard: Option<String>,
+    pub(crate) discard: Option<String>,
     /// Cache mode: writeback (the default), unsafe (flushes do nothing) or writethrough (every write is durable)
     #[arg(short = 't', long, value_name = "MODE", allow_hyphen_values = true)]
-    pub cache: Option<String>,
+    pub(crate) cache: Option<String>,
     /// Not supported yet: keep changes in memory
     #[arg(short, long)]
-    pub snapshot: bool,
+    pub(crate) snapshot: bool,
     /// Not supported: no host cache
     #[arg(short, long)]
-    pub nocache: bool,
+    pub(crate) nocache: bool,
     /// Not supported: copy on read
     #[arg(short = 'C', long)]
-    pub copy_on_read: bool,
+    pub(crate) copy_on_read: bool,
     /// Not supported: misaligned buffers
     #[arg(short, long)]
-    pub misalign: bool,
+    pub(crate) misalign: bool,
     /// Not supported: native AIO
     #[arg(short = 'k', long)]
-    pub native_aio: bool,
+    pub(crate) native_aio: bool,
     /// Not supported: AIO modes other than threads
     #[arg(short = 'i', long, value_name = "MODE", allow_hyphen_values = true)]
-    pub aio: Option<String>,
+    pub(crate) aio: Option<String>,
     #[command(flatten)]
-    pub open: OpenArgs,
+    pub(crate) open: OpenArgs,
     /// The image
     #[arg(value_name = "FILE", num_args = 0..)]
-    pub files: Vec<String>,
+    pub(crate) files: Vec<OsString>,
+}
+
+impl IoArgs {
+    /// The options as a program of their own.
+    #[must_use]
+    pub(crate) fn command_named(name: &'static str) -> clap::Command {
+        let command = clap::Command::new(name)
+            .about("Reads, writes and discards by commands, in qemu-io's language")
+            .version(concat!("version 10.0.2 (qcowkit ", env!("CARGO_PKG_VERSION"), ")"))
+            .disable_version_flag(true)
+            .arg(
+                clap::Arg::new("version")
+                    .short('V')
+                    .long("version")
+                    .action(clap::ArgAction::Version)
+                    .help("Print version"),
+            )
+            .infer_long_args(true);
+        Self::augment_args(command)
+    }
 }

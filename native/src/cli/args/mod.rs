@@ -10,20 +10,20 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use convert::ConvertArgs;
-pub use create::CreateArgs;
-pub use discard::DiscardArgs;
-pub use io::IoArgs;
-pub use look::{AnalyzeArgs, CheckArgs, CompareArgs, InfoArgs, InspectArgs, MapArgs};
+pub(crate) use convert::ConvertArgs;
+pub(crate) use create::CreateArgs;
+pub(crate) use discard::DiscardArgs;
+pub(crate) use io::IoArgs;
+pub(crate) use look::{AnalyzeArgs, CheckArgs, CompareArgs, InfoArgs, InspectArgs, MapArgs};
 
 /// Opens, shapes and heals qcow2 disk images.
 #[derive(Debug, Parser)]
 #[command(name = "qcowkit", version, propagate_version = false, infer_long_args = true, disable_help_subcommand = true)]
 #[command(after_help = AFTER_HELP)]
-pub struct Cli {
+pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub verb: Verb,
+    pub(crate) verb: Verb,
 }
 
 const AFTER_HELP: &str = "\
@@ -35,7 +35,7 @@ Called by the name qemu-img or qemu-io, this program stands in for that one.";
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
-pub enum Verb {
+pub(crate) enum Verb {
     /// Make a new image
     #[command(infer_long_args = true)]
     Create(CreateArgs),
@@ -83,7 +83,7 @@ pub enum Verb {
 impl Verb {
     /// The verb as it is typed.
     #[must_use]
-    pub const fn name(&self) -> &'static str {
+    pub(crate) const fn name(&self) -> &'static str {
         match self {
             Self::Create(_) => "create",
             Self::Info(_) => "info",
@@ -103,7 +103,7 @@ impl Verb {
 
 /// For whom the output is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum OutputFormat {
+pub(crate) enum OutputFormat {
     /// A person.
     #[default]
     Human,
@@ -113,15 +113,15 @@ pub enum OutputFormat {
 
 /// `--output`.
 #[derive(Debug, Clone, Copy, Args)]
-pub struct OutputArgs {
+pub(crate) struct OutputArgs {
     /// For a person, or JSON for a program
     #[arg(long, value_name = "FORMAT", default_value = "human", hide_default_value = true)]
-    pub output: OutputFormat,
+    pub(crate) output: OutputFormat,
 }
 
 /// Which files that an image names may be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BackingChoice {
+pub(crate) enum BackingChoice {
     /// None
     Deny,
     /// Those below the directory of the image
@@ -132,17 +132,17 @@ pub enum BackingChoice {
 
 /// What all verbs share that open images.
 #[derive(Debug, Clone, Args)]
-pub struct OpenArgs {
+pub(crate) struct OpenArgs {
     /// Look at an image that is in use: take no locks
     #[arg(short = 'U', long)]
-    pub force_share: bool,
+    pub(crate) force_share: bool,
     /// Which backing and data files that an image names may be opened [default: same-dir; as qemu-img: follow]
     #[arg(long, value_name = "WHICH")]
-    pub backing_files: Option<BackingChoice>,
+    pub(crate) backing_files: Option<BackingChoice>,
     /// Not supported: objects such as secrets
     #[arg(long, value_name = "OBJECT", hide = true)]
-    pub object: Vec<String>,
+    pub(crate) object: Vec<String>,
     /// The file name is a list of options: driver=FORMAT,file.filename=NAME
     #[arg(long)]
-    pub image_opts: bool,
+    pub(crate) image_opts: bool,
 }

@@ -2,7 +2,7 @@
 
 /// How a transfer is reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Report {
+pub(crate) enum Report {
     /// Two lines for a person.
     #[default]
     Human,
@@ -14,37 +14,37 @@ pub enum Report {
 
 /// What a read is compared with (`-P`, and `-s`, `-l` for a part).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pattern {
+pub(crate) struct Pattern {
     /// The byte that is expected everywhere.
-    pub byte: u8,
+    pub(crate) byte: u8,
     /// First byte compared, counted from the start of the read.
-    pub skip: u64,
+    pub(crate) skip: u64,
     /// How many bytes are compared.
-    pub length: u64,
+    pub(crate) length: u64,
 }
 
 /// `read`, `readv`, `aio_read`. Offsets and lengths in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Read {
+pub(crate) struct Read {
     /// Guest offset.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// Sum of the lengths given.
-    pub length: u64,
+    pub(crate) length: u64,
     /// What to compare with.
-    pub pattern: Option<Pattern>,
+    pub(crate) pattern: Option<Pattern>,
     /// Dump the bytes (`-v`).
-    pub dump: bool,
+    pub(crate) dump: bool,
     /// How to report.
-    pub report: Report,
+    pub(crate) report: Report,
     /// The word for messages: `read` or `readv`.
-    pub verb: &'static str,
+    pub(crate) verb: &'static str,
     /// An `aio_` form: its failure does not make the command fail.
-    pub detached: bool,
+    pub(crate) detached: bool,
 }
 
 /// Where the bytes of a write come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub(crate) enum Source {
     /// One byte, repeated.
     Pattern(u8),
     /// A file, repeated (`-s`).
@@ -60,26 +60,26 @@ pub enum Source {
 
 /// `write`, `writev`, `aio_write`. Offsets and lengths in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Write {
+pub(crate) struct Write {
     /// Guest offset.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// Sum of the lengths given.
-    pub length: u64,
+    pub(crate) length: u64,
     /// What is written.
-    pub source: Source,
+    pub(crate) source: Source,
     /// Durable before the command ends (`-f`).
-    pub durable: bool,
+    pub(crate) durable: bool,
     /// How to report.
-    pub report: Report,
+    pub(crate) report: Report,
     /// The word for messages: `write`, `writev` or `aio_write`.
-    pub verb: &'static str,
+    pub(crate) verb: &'static str,
     /// An `aio_` form: its failure does not make the command fail.
-    pub detached: bool,
+    pub(crate) detached: bool,
 }
 
 /// Preallocation of `truncate -m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Preallocation {
+pub(crate) enum Preallocation {
     /// Nothing.
     #[default]
     Off,
@@ -94,7 +94,7 @@ pub enum Preallocation {
 impl Preallocation {
     /// Reads QEMU's word for it.
     #[must_use]
-    pub fn parse(word: &str) -> Option<Self> {
+    pub(crate) fn parse(word: &str) -> Option<Self> {
         Some(match word {
             "off" => Self::Off,
             "metadata" => Self::Metadata,
@@ -107,24 +107,24 @@ impl Preallocation {
 
 /// Options of `open` and `reopen`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct OpenRequest {
+pub(crate) struct OpenRequest {
     /// `-r` (true) or, for `reopen`, `-w` (false).
-    pub read_only: Option<bool>,
+    pub(crate) read_only: Option<bool>,
     /// `-U`.
-    pub force_share: bool,
+    pub(crate) force_share: bool,
     /// `-t`, or `-c` of `reopen`.
-    pub cache: Option<String>,
+    pub(crate) cache: Option<String>,
     /// `-d`.
-    pub discard: Option<String>,
+    pub(crate) discard: Option<String>,
     /// Every `-o`.
-    pub options: Vec<String>,
+    pub(crate) options: Vec<String>,
     /// The file; `open` only.
-    pub path: Option<String>,
+    pub(crate) path: Option<String>,
 }
 
 /// One command.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Command {
+pub(crate) enum Command {
     /// `read`, `readv`, `aio_read`.
     Read(Read),
     /// `write`, `writev`, `aio_write`.
@@ -185,21 +185,21 @@ pub enum Command {
 
 /// Where a message of a refused command goes, as in qemu-io.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     /// Lines for standard error.
-    pub err: String,
+    pub(crate) err: String,
     /// Lines for standard output.
-    pub out: String,
+    pub(crate) out: String,
 }
 
 impl Refusal {
     /// A refusal on standard output.
-    pub fn out(text: impl Into<String>) -> Self {
+    pub(crate) fn out(text: impl Into<String>) -> Self {
         Self { err: String::new(), out: text.into() + "\n" }
     }
 
     /// A refusal on standard error.
-    pub fn err(text: impl Into<String>) -> Self {
+    pub(crate) fn err(text: impl Into<String>) -> Self {
         Self { err: text.into() + "\n", out: String::new() }
     }
 }

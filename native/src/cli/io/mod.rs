@@ -1,7 +1,9 @@
 //! `qcowkit io`: qemu-io's command language.
 
-pub mod command;
-pub mod parse;
+pub(crate) mod command;
+pub(crate) mod exec;
+pub(crate) mod parse;
+mod report;
 mod spec;
 
-pub use spec::help;
+pub(crate) use spec::help;

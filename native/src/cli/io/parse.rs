@@ -6,7 +6,7 @@ use crate::cli::options::c_number;
 use crate::cli::size::{self, SizeError};
 
 /// Largest length of one request, as in QEMU: the largest multiple of 512 below 2 GiB.
-pub(super) const MAX_REQUEST: u64 = 2_147_483_136;
+pub(crate) const MAX_REQUEST: u64 = 2_147_483_136;
 
 /// Reads one line. `None` for one without a word.
 ///
@@ -14,7 +14,7 @@ pub(super) const MAX_REQUEST: u64 = 2_147_483_136;
 ///
 /// # Errors
 /// With what is printed and where, when the line is not a command that can run.
-pub fn parse(line: &str, image_open: bool) -> Result<Option<Command>, Refusal> {
+pub(crate) fn parse(line: &str, image_open: bool) -> Result<Option<Command>, Refusal> {
     let mut words = line.split(' ').filter(|word| !word.is_empty());
     let Some(name) = words.next() else { return Ok(None) };
     let Some(spec) = spec::find(name) else {
@@ -208,7 +208,7 @@ fn limited(text: &str, hint: &str) -> Result<u64, Refusal> {
 }
 
 fn sector_aligned(text: &str, value: u64, what: &str) -> Result<(), Refusal> {
-    if value % 512 != 0 {
+    if !value.is_multiple_of(512) {
         return Err(Refusal::out(format!("{text} is not a sector-aligned value for '{what}'")));
     }
     Ok(())

@@ -1,27 +1,27 @@
 //! The commands' names, argument counts and help, as qemu-io has them.
 
 /// One command of the language.
-pub(super) struct Spec {
-    pub(super) name: &'static str,
+pub(crate) struct Spec {
+    pub(crate) name: &'static str,
     /// A second name, or empty.
-    pub(super) short: &'static str,
+    pub(crate) short: &'static str,
     /// Fewest arguments after the name.
-    pub(super) min: usize,
+    pub(crate) min: usize,
     /// Most arguments; `None` for any number.
-    pub(super) max: Option<usize>,
+    pub(crate) max: Option<usize>,
     /// Works without an open image.
-    pub(super) without_image: bool,
+    pub(crate) without_image: bool,
     /// What follows the name in help lines.
-    pub(super) args: &'static str,
+    pub(crate) args: &'static str,
     /// One line of help.
-    pub(super) line: &'static str,
+    pub(crate) line: &'static str,
     /// Options, as `getopt` writes them: a colon after those that take a value.
-    pub(super) options: &'static str,
+    pub(crate) options: &'static str,
 }
 
 impl Spec {
     /// `name args -- line`.
-    pub(super) fn usage(&self) -> String {
+    pub(crate) fn usage(&self) -> String {
         let gap = if self.args.is_empty() && self.name != "map" { "" } else { " " };
         format!("{}{gap}{} -- {}", self.name, self.args, self.line)
     }
@@ -46,7 +46,7 @@ macro_rules! spec {
 }
 
 /// All commands, by name.
-pub(super) const COMMANDS: &[Spec] = &[
+pub(crate) const COMMANDS: &[Spec] = &[
     spec!(global "abort", "", 0, Some(0), "", "", "simulate a program crash using abort(3)"),
     spec!("aio_flush", "", 0, Some(0), "", "", "completes all outstanding aio requests"),
     spec!(
@@ -135,7 +135,7 @@ pub(super) const COMMANDS: &[Spec] = &[
 ];
 
 /// Commands of qemu-io that make no sense for a tool without a device emulation: refused by name.
-pub(super) const REFUSED: &[&str] = &[
+pub(crate) const REFUSED: &[&str] = &[
     "break",
     "remove_break",
     "resume",
@@ -156,12 +156,12 @@ pub(super) const REFUSED: &[&str] = &[
 ];
 
 /// Finds a command by either name.
-pub(super) fn find(name: &str) -> Option<&'static Spec> {
+pub(crate) fn find(name: &str) -> Option<&'static Spec> {
     COMMANDS.iter().find(|spec| spec.name == name || (!spec.short.is_empty() && spec.short == name))
 }
 
 /// The text of `help`: a line for each command, or all about one; `None` for a name that is no command.
-pub fn help(name: Option<&str>) -> Option<String> {
+pub(crate) fn help(name: Option<&str>) -> Option<String> {
     match name {
         None => {
             let mut text: String = COMMANDS.iter().map(|spec| spec.usage() + "\n").collect();

@@ -1,0 +1,3 @@
+//! What verbs print, in qemu-img's words where it has the verb.
+
+pub(crate) mod info;

@@ -1,0 +1,139 @@
+//! Options of an open image, under QEMU's names: `discard-no-unref=on`, `l2-cache-size=1M`, ...
+
+use qcowkit_core::image::{DetectZeroes, OpenOptions};
+use qcowkit_core::metadata::{AllocationPolicy, RetainedOp, Unref};
+
+use super::options::{boolean, size};
+
+/// Sets one option.
+///
+/// # Errors
+/// An option that does not exist, or is not supported; a value that it does not take.
+pub(crate) fn set(options: &mut OpenOptions, key: &str, value: &str) -> Result<(), String> {
+    let wrong = || Err(format!("Parameter '{key}' does not accept value '{value}'"));
+    match key {
+        "read-only" => options.read_only = boolean(key, value)?,
+        "discard" => options.discard = discard_mode(value)?,
+        "detect-zeroes" => {
+            options.detect_zeroes = match value {
+                "off" => DetectZeroes::Off,
+                "on" => DetectZeroes::On,
+                "unmap" => DetectZeroes::Unmap,
+                _ => return wrong(),
+            }
+        }
+        "discard-no-unref" => {
+            options.policy.unref = if boolean(key, value)? { Unref::RetainUnshared } else { Unref::Always };
+        }
+        "pass-discard-request" => options.policy.pass.request = boolean(key, value)?,
+        "pass-discard-snapshot" => options.policy.pass.snapshot = boolean(key, value)?,
+        "pass-discard-other" => {
+            let pass = boolean(key, value)?;
+            options.policy.pass.other = pass;
+            options.metadata.pass_discard_other = pass;
+        }
+        "l2-cache-size" | "cache-size" => options.metadata.cache_bytes = size(key, value)?,
+        "l2-cache-entry-size" => {
+            let bytes = size(key, value)?;
+            if !bytes.is_power_of_two() || bytes < 512 {
+                return Err(format!("'{key}' must be a power of two of at least 512 bytes"));
+            }
+            options.metadata.slice_bytes = bytes;
+        }
+        // Refcounts are kept exact, which an image with lazy refcounts allows.
+        "lazy-refcounts" => drop(boolean(key, value)?),
+        _ => return set_own(options, key, value),
+    }
+    Ok(())
+}
+
+/// The options that QEMU does not have.
+fn set_own(options: &mut OpenOptions, key: &str, value: &str) -> Result<(), String> {
+    let wrong = || Err(format!("Parameter '{key}' does not accept value '{value}'"));
+    match key {
+        "allocation" => {
+            options.metadata.allocation = match value {
+                "qemu" => AllocationPolicy::Qemu,
+                "fill-holes" => AllocationPolicy::FillHoles,
+                "near" => AllocationPolicy::Near,
+                _ => return wrong(),
+            }
+        }
+        "unref" => {
+            options.policy.unref = match value {
+                "always" => Unref::Always,
+                "retain-unshared" => Unref::RetainUnshared,
+                "retain-qemu" => Unref::RetainQemu,
+                _ => return wrong(),
+            }
+        }
+        "retained-op" => {
+            options.policy.retained_op = match value {
+                "punch" => RetainedOp::Punch,
+                "zero-range" => RetainedOp::ZeroRange,
+                "none" => RetainedOp::None,
+                _ => return wrong(),
+            }
+        }
+        "quarantine" => options.metadata.quarantine_bytes = size(key, value)?,
+        "refcount-cache-size" | "cache-clean-interval" | "overlap-check" | "overlap-check.template" => {
+            return Err(format!("the run-time option '{key}' is not supported by qcowkit"));
+        }
+        _ => return Err(format!("Invalid parameter '{key}'")),
+    }
+    Ok(())
+}
+
+/// `unmap` or `ignore`, with QEMU's other words for them.
+///
+/// # Errors
+/// Another word.
+pub(crate) fn discard_mode(value: &str) -> Result<bool, String> {
+    match value {
+        "unmap" | "on" => Ok(true),
+        "ignore" | "off" => Ok(false),
+        _ => Err(format!("Invalid discard option: {value}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_reach_their_place() {
+        let mut options = OpenOptions::default();
+        for (key, value) in [
+            ("discard-no-unref", "on"),
+            ("pass-discard-request", "off"),
+            ("pass-discard-other", "on"),
+            ("detect-zeroes", "unmap"),
+            ("discard", "ignore"),
+            ("l2-cache-size", "1M"),
+            ("l2-cache-entry-size", "4k"),
+            ("allocation", "near"),
+        ] {
+            assert_eq!(set(&mut options, key, value), Ok(()), "{key}");
+        }
+        assert_eq!(options.policy.unref, Unref::RetainUnshared);
+        assert!(!options.policy.pass.request && options.policy.pass.other && options.metadata.pass_discard_other);
+        assert_eq!((options.detect_zeroes, options.discard), (DetectZeroes::Unmap, false));
+        assert_eq!((options.metadata.cache_bytes, options.metadata.slice_bytes), (1 << 20, 4096));
+        assert_eq!(options.metadata.allocation, AllocationPolicy::Near);
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused() {
+        let mut options = OpenOptions::default();
+        for (key, value) in [
+            ("foo", "1"),
+            ("overlap-check", "all"),
+            ("discard", "maybe"),
+            ("l2-cache-entry-size", "1000"),
+            ("detect-zeroes", "1"),
+            ("discard-no-unref", "1"),
+        ] {
+            assert!(set(&mut options, key, value).is_err(), "{key}={value}");
+        }
+    }
+}

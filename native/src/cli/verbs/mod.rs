@@ -1,0 +1,5 @@
+//! The verbs, each thin: a checked plan, a call, output.
+
+pub(crate) mod info;
+pub(crate) mod io;
+pub(crate) mod map;
