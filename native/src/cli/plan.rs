@@ -28,8 +28,6 @@ pub(crate) struct Source {
     pub(crate) path: PathBuf,
     /// How.
     pub(crate) request: OpenRequest,
-    /// An option list has said what discards do.
-    pub(crate) discard_given: bool,
 }
 
 impl Source {
@@ -83,7 +81,7 @@ impl OpenArgs {
             return image_opts(file, request);
         }
         request.format = format.map(|name| known_format(name, file)).transpose()?;
-        Ok(Source { path: file.into(), request, discard_given: false })
+        Ok(Source { path: file.into(), request })
     }
 
     /// Which files that an image names may be opened.
@@ -164,7 +162,6 @@ fn image_opts(text: &OsStr, mut request: OpenRequest) -> Result<Source, Failure>
     let Some(text) = text.to_str() else { return Err(Failure::usage("--image-opts with a name that is not UTF-8")) };
     let list = OptionList::parse(&[text]).map_err(|error| Failure::usage(error.to_string()))?;
     let mut path = None;
-    let mut discard_given = false;
     for (key, value) in &list.entries {
         match key.as_str() {
             "driver" => request.format = Some(known_format(value, OsStr::new(text))?),
@@ -178,13 +175,9 @@ fn image_opts(text: &OsStr, mut request: OpenRequest) -> Result<Source, Failure>
             "force-share" => {
                 request.force_share |= super::options::boolean(key, value).map_err(Failure::usage)?;
             }
-            "discard" => {
-                discard_given = true;
-                request.options.discard = runtime::discard_mode(value).map_err(Failure::usage)?;
-            }
             _ => runtime::set(&mut request.options, key, value).map_err(Failure::usage)?,
         }
     }
     let path = path.ok_or_else(|| Failure::usage("--image-opts needs file.filename=NAME"))?;
-    Ok(Source { path, request, discard_given })
+    Ok(Source { path, request })
 }

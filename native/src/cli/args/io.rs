@@ -19,7 +19,7 @@ pub(crate) struct IoArgs {
     /// Run-time options under QEMU's names: discard-no-unref=on, detect-zeroes=unmap, l2-cache-size=1M, ...
     #[arg(short, long = "options", value_name = "OPTIONS", allow_hyphen_values = true)]
     pub(crate) options: Vec<String>,
-    /// What discards do: unmap, or ignore [default: unmap; as qemu-io: ignore]
+    /// What discards do: unmap (the default), or ignore
     #[arg(short, long, value_name = "MODE", allow_hyphen_values = true)]
     pub(crate) discard: Option<String>,
     /// Cache mode: writeback (the default), unsafe (flushes do nothing) or writethrough (every write is durable)

@@ -66,7 +66,7 @@ impl Plan {
             [] => None,
             [file] => {
                 let mut source = args.open.source(personality, file, args.format.as_deref(), !args.read_only)?;
-                configure(&mut source, personality, args.discard.as_deref(), &args.options)?;
+                configure(&mut source, args.discard.as_deref(), &args.options)?;
                 Some(source)
             }
             _ => return Err(Failure::usage("Expecting at most one image file name")),
@@ -76,18 +76,10 @@ impl Plan {
 }
 
 /// Sets what the command line says of an open image.
-fn configure(
-    source: &mut Source,
-    personality: Personality,
-    discard: Option<&str>,
-    lists: &[String],
-) -> Result<(), Failure> {
+fn configure(source: &mut Source, discard: Option<&str>, lists: &[String]) -> Result<(), Failure> {
     let options = &mut source.request.options;
-    match discard {
-        Some(mode) => options.discard = runtime::discard_mode(mode).map_err(Failure::usage)?,
-        // As there, unless an option list has said it.
-        None if !personality.is_own() && !source.discard_given => options.discard = false,
-        None => {}
+    if let Some(mode) = discard {
+        options.discard = runtime::discard_mode(mode).map_err(Failure::usage)?;
     }
     let list = OptionList::parse(lists).map_err(|error| Failure::usage(error.to_string()))?;
     for (key, value) in &list.entries {
@@ -227,11 +219,7 @@ impl Runner<'_> {
         if let Some(read_only) = request.read_only {
             source.request.options.read_only = read_only;
         }
-        let discard = request.discard.as_deref();
-        if !reopen || discard.is_some() || !request.options.is_empty() {
-            source.discard_given |= reopen;
-            configure(&mut source, self.personality, discard, &request.options)?;
-        }
+        configure(&mut source, request.discard.as_deref(), &request.options)?;
         if let Some(mode) = request.cache.as_deref() {
             self.executor = Executor::new(cache_mode(Some(mode))?);
         }
