@@ -5,9 +5,9 @@ use alloc::vec::Vec;
 
 use super::{Content, Image};
 use crate::error::Result;
-use crate::format::{GuestCluster, GuestOffset, L2Entry};
-use crate::metadata::Quarantined;
+use crate::format::{GuestCluster, GuestOffset, HostCluster, L2Entry};
 use crate::metadata::decide::{self, Context, DiscardType, Effect, HostOp, HostRange, Release, Step};
+use crate::metadata::{Quarantined, Touch};
 use crate::storage::{Storage, ZeroMode};
 
 /// Host operations of one call that lie side by side are done as one.
@@ -226,14 +226,21 @@ impl<S: Storage> Image<S> {
     }
 
     fn carry_out(&mut self, cluster: GuestCluster, step: Step, context: &Context, ops: &mut HostOps) -> Result<()> {
+        let touched = match (step.release, step.host_op) {
+            (Release::Refs(range), _) | (_, HostOp::Now(range, _)) if !context.geometry.data_file() => Some(range),
+            _ => None,
+        };
+        if let Some(range) = touched {
+            let (first, count) = host_clusters(range, context);
+            let refused = self.metadata.refuse_metadata(first, count, Touch::GuestData);
+            refused.map_err(|e| e.at_guest(context.geometry.guest_start(cluster).get()))?;
+        }
         if step.changed {
             self.metadata.writable_table(&self.storage, context.geometry.l1_index(cluster))?;
         }
         if let Release::Refs(range) = step.release {
             // First the reference, which can turn out to be corrupt; only then the entry.
-            let last = range.offset.saturating_add(range.length.saturating_sub(1));
-            let first = context.geometry.host_cluster(range.offset);
-            let count = context.geometry.host_cluster(last).distance_from(first).saturating_add(1);
+            let (first, count) = host_clusters(range, context);
             let pass = matches!(step.host_op, HostOp::AfterCommit(_));
             self.metadata.release(&self.storage, Quarantined { first, count, pass })?;
             self.unpacked = None;
@@ -289,4 +296,11 @@ impl<S: Storage> Image<S> {
         let context = Context { full: true, kind: DiscardType::Always, ..self.request_context() };
         self.each_cluster(first, last, &context, |entry, context| Some(decide::discard(entry, context))).map(drop)
     }
+}
+
+/// The host clusters that a range touches: the first, and how many.
+fn host_clusters(range: HostRange, context: &Context) -> (HostCluster, u64) {
+    let last = range.offset.saturating_add(range.length.saturating_sub(1));
+    let first = context.geometry.host_cluster(range.offset);
+    (first, context.geometry.host_cluster(last).distance_from(first).saturating_add(1))
 }

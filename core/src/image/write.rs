@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use super::{Content, DetectZeroes, Extent, Image};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{GuestCluster, GuestOffset, HostCluster, HostOffset, HostRef, L2Entry, Subclusters};
-use crate::metadata::{Quarantined, Run};
+use crate::metadata::{Quarantined, Run, Touch};
 use crate::storage::Storage;
 
 /// Segments that lie side by side are moved in one write up to this many bytes.
@@ -169,15 +169,17 @@ impl<S: Storage> Image<S> {
     /// Replaces an entry after a write: the old cluster, if another took its place, loses its reference and is never
     /// punched (as in QEMU, [`crate::metadata::DiscardType::Never`]).
     pub(super) fn replace_entry(&mut self, cluster: GuestCluster, old: L2Entry, new: L2Entry) -> Result<()> {
-        self.metadata.set_entry(&self.storage, cluster, new)?;
         let moved = old.host().map(|host| host.offset) != new.host().map(|host| host.offset);
         let (first, count) = match old {
             L2Entry::Compressed(range) => self.metadata.compressed_clusters(range),
             L2Entry::Plain { host: Some(host), .. } if moved && !self.geometry().data_file() => {
                 (self.geometry().host_cluster(host.offset), 1)
             }
-            L2Entry::Plain { .. } => return Ok(()),
+            L2Entry::Plain { .. } => return self.metadata.set_entry(&self.storage, cluster, new),
         };
+        let refused = self.metadata.refuse_metadata(first, count, Touch::GuestData);
+        refused.map_err(|e| e.at_guest(self.geometry().guest_start(cluster).get()))?;
+        self.metadata.set_entry(&self.storage, cluster, new)?;
         self.unpacked = None;
         self.metadata.release(&self.storage, Quarantined { first, count, pass: false })
     }
@@ -201,6 +203,10 @@ impl<S: Storage> Image<S> {
         if in_place {
             let host = entries.first().and_then(|entry| entry.host());
             let host = host.ok_or_else(|| Error::invalid("a cluster in place has a host cluster"))?.offset;
+            if !geometry.data_file() {
+                let touched = self.metadata.refuse_metadata(geometry.host_cluster(host), count, Touch::GuestData);
+                touched.map_err(|e| e.at_guest(offset))?;
+            }
             return self.lay_out(offset, length, first, &entries, host, None);
         }
         if geometry.data_file() {
@@ -424,6 +430,7 @@ impl<S: Storage> Image<S> {
             return Err(Error::unsupported("writing to an image marked dirty: its refcounts must be rebuilt first"));
         }
         self.data_at_depth(0)?;
+        self.metadata.guard()?;
         self.invalidate_bitmaps()?;
         let header = &self.metadata.header().header;
         let unknown = header.autoclear.unknown();

@@ -3,7 +3,8 @@
 use alloc::vec::Vec;
 
 use super::Metadata;
-use crate::error::{Error, ErrorKind, Result, Structure};
+use super::guard::Touch;
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::{CompressedRange, HostCluster, HostOffset};
 use crate::storage::Storage;
 
@@ -85,31 +86,12 @@ impl Metadata {
     }
 
     fn occupy(&mut self, storage: &impl Storage, first: HostCluster, count: u64) -> Result<Run> {
-        self.refuse_fixed_places(first, count)?;
+        self.refuse_metadata(first, count, Touch::Allocation)?;
         let start = self.geometry.host_start(first).get();
         let used_up_to = self.geometry.host_start(HostCluster::new(self.refcounts.high_water())).get();
         let fresh = start >= self.opened_length && start >= used_up_to;
         self.refcounts.increment(storage, first, count)?;
         Ok(Run { first, count, fresh })
-    }
-
-    /// Refcounts that call the header or a table free are wrong: writing there would destroy the image.
-    fn refuse_fixed_places(&self, first: HostCluster, count: u64) -> Result<()> {
-        let header = &self.header.header;
-        let (refcount_table, refcount_table_clusters) = self.refcounts.table_place();
-        let fixed = [
-            (0, 1, Structure::Header),
-            (header.l1_table_offset, self.geometry.clusters_for(self.l1_len().saturating_mul(8)), Structure::L1Table),
-            (refcount_table.get(), refcount_table_clusters, Structure::RefcountTable),
-        ];
-        for (offset, clusters, structure) in fixed {
-            let begin = self.geometry.host_cluster(HostOffset::new(offset)).get();
-            if first.get() < begin.saturating_add(clusters) && begin < first.get().saturating_add(count) {
-                return Err(Error::corrupt(structure, "its clusters are marked as free: repair the refcounts first")
-                    .at_host(offset));
-            }
-        }
-        Ok(())
     }
 
     /// Takes back an allocation that was never linked.

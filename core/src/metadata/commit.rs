@@ -134,7 +134,12 @@ impl Metadata {
         if !self.refcounts.has_unlinked() {
             return Ok(());
         }
-        self.refcounts.link_blocks(storage)?;
+        for (n, sector) in self.refcounts.unlinked_sectors().into_iter().enumerate() {
+            if n > 0 {
+                self.barrier(storage)?;
+            }
+            self.refcounts.link_blocks(storage, sector)?;
+        }
         if self.refcounts.table_moved() {
             let (offset, clusters) = self.refcounts.table_place();
             self.header.header.refcount_table_offset = offset.get();

@@ -9,6 +9,7 @@
 mod allocate;
 mod commit;
 pub mod decide;
+mod guard;
 mod refcounts;
 mod slices;
 
@@ -27,6 +28,7 @@ pub use allocate::AllocationPolicy;
 pub(crate) use allocate::Run;
 pub(crate) use commit::Quarantined;
 pub use decide::{DiscardPolicy, DiscardType, Pass, RetainedOp, Unref};
+pub(crate) use guard::Touch;
 
 use refcounts::Refcounts;
 use slices::SliceCache;
@@ -75,6 +77,8 @@ pub(crate) struct Metadata {
     refcounts: Refcounts,
     /// L2 tables that nothing on storage points to yet: their slices are written before those of linked tables.
     unlinked_tables: BTreeSet<u64>,
+    /// Clusters of the active L2 tables, once writing began; `None` where they are too many to remember.
+    tables: Option<BTreeSet<u64>>,
     quarantine: Vec<Quarantined>,
     quarantined_clusters: u64,
     header_dirty: bool,
@@ -113,6 +117,7 @@ impl Metadata {
             l1_dirty: BTreeSet::new(),
             refcounts,
             unlinked_tables: BTreeSet::new(),
+            tables: None,
             quarantine: Vec::new(),
             quarantined_clusters: 0,
             header_dirty: false,
@@ -247,6 +252,9 @@ impl Metadata {
     /// place: a missing one is made, a shared one is copied.
     pub(crate) fn writable_table(&mut self, storage: &impl Storage, l1_index: u64) -> Result<()> {
         let old = self.l2_table(l1_index)?;
+        if let Some(table) = old {
+            self.refuse_metadata(self.geometry.host_cluster(table.offset), 1, Touch::Table)?;
+        }
         if old.is_some_and(|table| table.copied) {
             return Ok(());
         }
@@ -273,7 +281,9 @@ impl Metadata {
                 self.undo_allocation(storage, run)?;
                 return Err(error);
             }
+            self.remember_table(old.offset, false);
         }
+        self.remember_table(offset, true);
         self.slices.forget(offset, self.geometry.cluster_size());
         self.unlinked_tables.insert(offset.get());
         if let Some(slot) = usize::try_from(l1_index).ok().and_then(|at| self.l1.get_mut(at)) {
@@ -337,6 +347,8 @@ impl Metadata {
     /// Takes the L2 table out of an L1 entry and releases it; its clusters have been released before.
     pub(crate) fn drop_table(&mut self, storage: &impl Storage, l1_index: u64, pass: bool) -> Result<()> {
         let Some(table) = self.l2_table(l1_index)? else { return Ok(()) };
+        self.refuse_metadata(self.geometry.host_cluster(table.offset), 1, Touch::Table)?;
+        self.remember_table(table.offset, false);
         if let Some(slot) = usize::try_from(l1_index).ok().and_then(|at| self.l1.get_mut(at)) {
             *slot = L1Entry::Unallocated.encode();
         }

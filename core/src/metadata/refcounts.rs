@@ -7,6 +7,7 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::RangeInclusive;
 
 use byteorder::{BigEndian, ByteOrder};
 
@@ -19,6 +20,9 @@ use crate::storage::{ReadStorage, Storage};
 
 /// Clean blocks are dropped beyond this many bytes.
 const CACHE_BYTES: u64 = 16 << 20;
+
+/// Entries of the refcount table in 512 bytes, which storage writes whole or not at all.
+const ENTRIES_PER_SECTOR: u64 = 64;
 
 #[derive(Debug)]
 struct Block {
@@ -43,6 +47,8 @@ pub(crate) struct Refcounts {
     table_offset: HostOffset,
     table_clusters: u64,
     blocks: BTreeMap<u64, Block>,
+    /// Where the blocks are, by cluster, once writing began.
+    block_clusters: BTreeSet<u64>,
     /// Table entries whose block is not yet linked on storage.
     unlinked: BTreeSet<u64>,
     /// The table moved: the header must be rewritten before new entries count.
@@ -82,6 +88,7 @@ impl Refcounts {
             table_offset,
             table_clusters,
             blocks: BTreeMap::new(),
+            block_clusters: BTreeSet::new(),
             unlinked: BTreeSet::new(),
             moved: Vec::new(),
             hint: 0,
@@ -94,6 +101,26 @@ impl Refcounts {
     /// Where the table is: offset and clusters, for the header.
     pub(crate) fn table_place(&self) -> (HostOffset, u64) {
         (self.table_offset, self.table_clusters)
+    }
+
+    /// Notes where the blocks are; refuses a block that serves twice, since a change of one would change the other.
+    /// Entries without meaning are refused when they are used.
+    pub(crate) fn remember_blocks(&mut self) -> Result<()> {
+        self.block_clusters.clear();
+        for (index, &raw) in (0u64..).zip(&self.table) {
+            let Ok(Some(offset)) = decode_refcount_table_entry(raw, &self.geometry) else { continue };
+            if !self.block_clusters.insert(self.geometry.host_cluster(offset).get()) {
+                return Err(Error::corrupt(Structure::RefcountTable, "two entries name the same refcount block")
+                    .at_index(index)
+                    .at_host(offset.get()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The first cluster of a range that holds a refcount block.
+    pub(crate) fn block_within(&self, first: u64, count: u64) -> Option<u64> {
+        self.block_clusters.range(first..first.saturating_add(count)).next().copied()
     }
 
     fn block_offset(&self, table_index: u64) -> Result<Option<HostOffset>> {
@@ -248,6 +275,7 @@ impl Refcounts {
         *slot.ok_or_else(|| Error::new(ErrorKind::NoSpace("refcount table is full".into())))? =
             encode_refcount_table_entry(Some(offset));
         self.unlinked.insert(table_index);
+        self.block_clusters.insert(place.get());
         self.clock = self.clock.saturating_add(1);
         let bytes = vec![0u8; self.geometry.cluster_len()];
         self.blocks.insert(table_index, Block { bytes, dirty: true, used: self.clock });
@@ -412,16 +440,37 @@ impl Refcounts {
             .map_err(|e| Error::from(e).in_structure(Structure::RefcountTable))
     }
 
-    /// Writes the entries of new blocks into the table in place. Their blocks must be durable.
-    pub(crate) fn link_blocks(&mut self, storage: &impl Storage) -> Result<()> {
-        for &index in &self.unlinked {
-            let raw = usize::try_from(index).ok().and_then(|at| self.table.get(at)).copied().unwrap_or(0);
-            let place = self.table_offset.get().saturating_add(index.saturating_mul(8));
-            storage
-                .write_at(place, &raw.to_be_bytes())
-                .map_err(|e| Error::from(e).in_structure(Structure::RefcountTable).at_index(index))?;
+    /// The entries of new blocks, by sector of the table, in the order in which they may be written: the last first.
+    ///
+    /// A new block can lie in a cluster whose refcount is in another new block, of the same or a higher index. So the
+    /// entries of one sector go out in one write, which is there whole or not at all, and a lower sector waits until
+    /// the higher ones are durable.
+    pub(crate) fn unlinked_sectors(&self) -> Vec<RangeInclusive<u64>> {
+        let mut sectors: Vec<RangeInclusive<u64>> = Vec::new();
+        if !self.moved.is_empty() {
+            // The moved table has them already, and counts as a whole.
+            return sectors;
         }
-        Ok(())
+        for &index in self.unlinked.iter().rev() {
+            match sectors.last_mut() {
+                Some(sector) if sector.end() / ENTRIES_PER_SECTOR == index / ENTRIES_PER_SECTOR => {
+                    *sector = index..=*sector.end();
+                }
+                Some(_) | None => sectors.push(index..=index),
+            }
+        }
+        sectors
+    }
+
+    /// Writes the entries of new blocks of one sector into the table in place. Their blocks must be durable.
+    pub(crate) fn link_blocks(&self, storage: &impl Storage, sector: RangeInclusive<u64>) -> Result<()> {
+        let first = *sector.start();
+        let entry = |index| usize::try_from(index).ok().and_then(|at| self.table.get(at)).copied().unwrap_or(0);
+        let bytes: Vec<u8> = sector.flat_map(|index| entry(index).to_be_bytes()).collect();
+        let place = self.table_offset.get().saturating_add(first.saturating_mul(8));
+        storage
+            .write_at(place, &bytes)
+            .map_err(|e| Error::from(e).in_structure(Structure::RefcountTable).at_index(first))
     }
 
     /// All links are durable; gives the tables that nothing points to any more.
