@@ -9,7 +9,7 @@ use super::{
 };
 use crate::error::{Error, ErrorKind, Result, Structure};
 
-const MAGIC: u32 = 0x5146_49fb;
+pub(super) const MAGIC: u32 = 0x5146_49fb;
 const V2_LENGTH: u32 = 72;
 const V3_MINIMUM_LENGTH: u32 = 104;
 /// What QEMU writes: up to the compression type, padded.

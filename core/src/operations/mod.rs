@@ -5,13 +5,16 @@
 //! | [`info`] | what an image says of itself |
 //! | [`walk`](mod@walk) | visits every reference to a host range; the one walk that the others stand on |
 //! | [`analyze`](mod@analyze) | where the space of an image went, and how it lies |
+//! | [`inspect`] | every structure as it is, also of broken images |
 
 pub mod analyze;
 pub mod info;
+pub mod inspect;
 mod tables;
 pub mod walk;
 
 pub use analyze::{Analysis, AnalyzeOptions, analyze};
+pub use inspect::{Inspector, inspect_guest};
 pub use tables::{read_bitmaps, read_snapshots};
 pub use walk::{Walk, walk};
 
