@@ -3,6 +3,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`info`] | what an image says of itself |
+//! | [`lab`] | replays a workload under several policies and compares what became of the image |
 //! | [`walk`](mod@walk) | visits every reference to a host range; the one walk that the others stand on |
 //! | [`analyze`](mod@analyze) | where the space of an image went, and how it lies |
 //! | [`inspect`] | every structure as it is, also of broken images |
@@ -10,6 +11,7 @@
 pub mod analyze;
 pub mod info;
 pub mod inspect;
+pub mod lab;
 mod tables;
 pub mod walk;
 
