@@ -8,6 +8,7 @@ mod bitmaps;
 mod compressed;
 mod create;
 mod discard;
+mod look;
 mod map;
 mod open;
 mod options;

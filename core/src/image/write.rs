@@ -17,17 +17,17 @@ const GATHER_BYTES: u64 = 1 << 20;
 #[derive(Debug)]
 #[must_use]
 pub struct WritePlan {
-    pieces: Vec<Piece>,
+    pub(super) pieces: Vec<Piece>,
 }
 
 /// One run of host bytes.
 #[derive(Debug)]
-struct Piece {
+pub(super) struct Piece {
     guest_offset: u64,
-    length: u64,
-    host_offset: HostOffset,
+    pub(super) length: u64,
+    pub(super) host_offset: HostOffset,
     /// What has to be filled in around the data, in the order of the file.
-    fills: Vec<Fill>,
+    pub(super) fills: Vec<Fill>,
     links: Vec<Link>,
     run: Option<Run>,
     /// The clusters read as zeros: zeros need not be written.
@@ -36,10 +36,10 @@ struct Piece {
 
 /// Old guest bytes that move along (copy on write).
 #[derive(Debug)]
-struct Fill {
+pub(super) struct Fill {
     guest_offset: u64,
-    host_offset: HostOffset,
-    length: u64,
+    pub(super) host_offset: HostOffset,
+    pub(super) length: u64,
     sources: Vec<Extent>,
 }
 

@@ -298,6 +298,16 @@ impl Metadata {
         self.refcounts.get(storage, cluster)
     }
 
+    /// How many clusters from `first` on are free, counted up to `most`.
+    pub(crate) fn free_length(&mut self, storage: &impl Storage, first: HostCluster, most: u64) -> Result<u64> {
+        self.refcounts.free_length(storage, first, most)
+    }
+
+    /// The first free cluster at or after `from`.
+    pub(crate) fn next_free(&mut self, storage: &impl Storage, from: HostCluster) -> Result<u64> {
+        self.refcounts.next_free(storage, from.get())
+    }
+
     /// Gives the active L1 table `entries` entries: a longer one moves to a new place, a shorter one stays.
     ///
     /// The caller has made the entries beyond a shorter end unallocated, and commits right after.

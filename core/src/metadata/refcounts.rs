@@ -358,7 +358,7 @@ impl Refcounts {
     }
 
     /// The first free cluster at or after `from`.
-    fn next_free(&mut self, storage: &impl Storage, from: u64) -> Result<u64> {
+    pub(super) fn next_free(&mut self, storage: &impl Storage, from: u64) -> Result<u64> {
         let mut cluster = HostCluster::new(from);
         loop {
             let within = self.geometry.refcount_block_index(cluster);

@@ -100,8 +100,7 @@ impl MemoryStorage {
     /// The bytes of the allocated pages: what `du` would say of a file with these contents.
     #[must_use]
     pub fn allocated_bytes(&self) -> u64 {
-        let state = self.state.borrow();
-        state.runs.values().fold(0_u64, |sum, run| sum.saturating_add(run.pages)).saturating_mul(PAGE_BYTES)
+        self.state.borrow().pages.saturating_mul(PAGE_BYTES)
     }
 
     /// The bytes of the pages that are really held in memory.
@@ -246,6 +245,8 @@ impl Run {
 #[derive(Clone, Default)]
 struct State {
     runs: BTreeMap<u64, Run>,
+    /// Pages in all runs together.
+    pages: u64,
     length: u64,
     /// The last extent found (start, end, kind), for callers that ask for every cluster of a long run. Dropped by
     /// every change.
@@ -297,6 +298,7 @@ impl State {
                 }
             }
             if byte.is_none() {
+                self.pages = self.pages.saturating_add(1);
                 self.runs.insert(page, Run { pages: 1, content: Content::Bytes(Arc::from(chunk)) });
             }
         }
@@ -381,6 +383,7 @@ impl State {
         if let Some(byte) = byte {
             self.clear(page, page.saturating_add(1));
             let bytes = Arc::from(vec![byte; PAGE]);
+            self.pages = self.pages.saturating_add(1);
             self.runs.insert(page, Run { pages: 1, content: Content::Bytes(bytes) });
         }
         match self.runs.get_mut(&page) {
@@ -397,7 +400,8 @@ impl State {
         self.split(first);
         self.split(end);
         while let Some((&key, _)) = self.runs.range(first..end).next() {
-            self.runs.remove(&key);
+            let gone = self.runs.remove(&key).map_or(0, |run| run.pages);
+            self.pages = self.pages.saturating_sub(gone);
         }
     }
 
@@ -415,6 +419,7 @@ impl State {
     /// Fills a hole with one byte, joining neighbours of the same byte.
     fn insert_uniform(&mut self, first: u64, end: u64, byte: u8) {
         let (mut first, mut end) = (first, end);
+        self.pages = self.pages.saturating_add(end.saturating_sub(first));
         if let Some((&before, run)) = self.runs.range(..first).next_back()
             && run.end(before) == first
             && matches!(run.content, Content::Uniform(other) if other == byte)

@@ -3,7 +3,33 @@
 //! | step | what it does |
 //! |---|---|
 //! | [`Trace`] | what a guest did, from `qemu-io` scripts, fio iologs, blkparse text or CSV |
+//! | [`Churn`] | a workload like a virtual machine's, made up from parameters and a seed |
+//! | [`LabDisk`] | what the replay begins with: an empty disk of any size, or the metadata of an image |
+//! | [`LabConfig`] | how the image is made and opened: policy, cluster size, preallocation, allocator |
+//! | [`replay()`], [`run_lab`] | does the trace's operations and counts what becomes of the image |
+//! | [`LabReport`] | the counts, as plain values |
+//!
+//! No guest data are stored or read: the engine decides where they go, as for a real image, and the place is marked as
+//! allocated. So the time goes with the operations and the memory with the metadata, not with the size of the disk.
 
+mod advice;
+mod bits;
+mod census;
+mod churn;
+mod config;
+mod disk;
+mod guest;
+mod random;
+mod replay;
+mod report;
+#[cfg(test)]
+mod tests;
 mod trace;
 
+pub use advice::Advice;
+pub use churn::{Churn, Trim};
+pub use config::LabConfig;
+pub use disk::{LabDisk, LabStorage, Skeleton};
+pub use replay::{DEFAULT_SAMPLES, LabOptions, Replay, fits, replay, run_lab};
+pub use report::{Backup, GapBucket, LabReport, LabRun, Sample, TraceSummary};
 pub use trace::{MAX_TRACE_LINE, MAX_TRACE_OPERATIONS, Operation, Trace, TraceError, TraceFormat};

@@ -1,0 +1,180 @@
+//! The disks of the lab: empty, or the skeleton of an image, with its metadata and without its data.
+
+use alloc::vec;
+
+use super::LabConfig;
+use super::replay::counting;
+use crate::error::{Error, ErrorKind, Result, Structure};
+use crate::image::{Found, Image, LayerFormat, Opener, Reference, Role, read_header};
+use crate::operations::walk::{Fault, HostReference, Visitor, walk};
+use crate::storage::{CallCount, CountingStorage, MemoryStorage, ReadStorage, Storage, StorageExtentKind};
+
+/// Where the lab keeps an image.
+pub type LabStorage = CountingStorage<MemoryStorage>;
+
+/// What a replay begins with.
+#[derive(Debug, Clone)]
+pub enum LabDisk {
+    /// A new image, made as the configuration says.
+    Empty {
+        /// Bytes of the virtual disk.
+        size: u64,
+    },
+    /// An image that exists, without its data.
+    Skeleton(Skeleton),
+}
+
+/// The metadata of an image, and which parts of its file the host has allocated.
+#[derive(Debug, Clone)]
+pub struct Skeleton {
+    storage: MemoryStorage,
+    virtual_size: u64,
+    data_file: Option<MemoryStorage>,
+}
+
+impl Skeleton {
+    /// Copies the metadata of an image. Its data are not read, its backing file is not needed; of an external data file,
+    /// `data_file` tells which parts are allocated.
+    ///
+    /// # Errors
+    /// An image that is broken: faults in its tables would make the replay worthless. A storage that fails.
+    pub fn of<S: ReadStorage + ?Sized>(storage: &S, data_file: Option<&dyn ReadStorage>) -> Result<Self> {
+        let area = read_header(&storage)?;
+        let geometry = area.validate(Some(storage.len()?))?;
+        let memory = allocated_parts(&storage)?;
+        let mut copy = Copy { from: &storage, to: &memory };
+        copy.range(0, geometry.cluster_size())?;
+        walk(&storage, &area, &mut copy)?;
+        let data_file = match (geometry.data_file(), data_file) {
+            (false, _) => None,
+            (true, Some(data_file)) => Some(allocated_parts(&data_file)?),
+            (true, None) => Some(MemoryStorage::with_len(geometry.virtual_size())),
+        };
+        Ok(Self { storage: memory, virtual_size: geometry.virtual_size(), data_file })
+    }
+
+    /// Bytes of the virtual disk.
+    #[must_use]
+    pub fn virtual_size(&self) -> u64 {
+        self.virtual_size
+    }
+}
+
+/// A store in which the same parts are allocated.
+fn allocated_parts(from: &impl ReadStorage) -> Result<MemoryStorage> {
+    let length = from.len()?;
+    let memory = MemoryStorage::with_len(length);
+    let mut at = 0;
+    while at < length {
+        let extent = from.next_extent(at)?;
+        if extent.kind != StorageExtentKind::Hole {
+            memory.allocate(at, extent.length.min(length.saturating_sub(at)))?;
+        }
+        at = at.saturating_add(extent.length.max(1));
+    }
+    Ok(memory)
+}
+
+/// Copies what the walk meets, except data.
+struct Copy<'a, S> {
+    from: &'a S,
+    to: &'a MemoryStorage,
+}
+
+impl<S: ReadStorage> Copy<'_, S> {
+    fn range(&self, offset: u64, length: u64) -> Result<()> {
+        const PIECE: u64 = 1 << 20;
+        let end = offset.saturating_add(length).min(self.from.len()?);
+        let mut buffer = vec![0u8; usize::try_from(length.min(PIECE)).unwrap_or(0)];
+        let mut at = offset;
+        while at < end {
+            let piece = usize::try_from(end.saturating_sub(at).min(PIECE)).unwrap_or(0);
+            let Some(bytes) = buffer.get_mut(..piece) else { break };
+            self.from.read_at(at, bytes)?;
+            self.to.write_at(at, bytes)?;
+            at = at.saturating_add(PIECE);
+        }
+        Ok(())
+    }
+}
+
+impl<S: ReadStorage> Visitor for Copy<'_, S> {
+    fn reference(&mut self, reference: &HostReference) -> Result<()> {
+        match reference.target {
+            Structure::DataCluster | Structure::CompressedCluster | Structure::DataFile | Structure::BitmapData => {
+                Ok(())
+            }
+            _ => self.range(reference.host_offset, reference.length.saturating_mul(reference.count)),
+        }
+    }
+
+    fn fault(&mut self, fault: &Fault) -> Result<()> {
+        Err(Error::invalid("the image is broken: check it before it is replayed on").at_host(fault.host_offset))
+    }
+}
+
+impl LabDisk {
+    /// Bytes of the virtual disk.
+    ///
+    /// # Errors
+    /// A size that is too large.
+    pub fn virtual_size(&self) -> Result<u64> {
+        match self {
+            Self::Empty { size } => {
+                size.checked_next_multiple_of(512).ok_or_else(|| Error::invalid("the virtual size is too large"))
+            }
+            Self::Skeleton(skeleton) => Ok(skeleton.virtual_size),
+        }
+    }
+
+    /// An image to replay on, a copy of its own.
+    pub(super) fn open(&self, config: &LabConfig) -> Result<Image<LabStorage>> {
+        match self {
+            Self::Empty { size } => {
+                let storage = counting(MemoryStorage::new());
+                Image::create_with(storage, *size, &config.create_options(), config.open_options())
+            }
+            Self::Skeleton(skeleton) => {
+                let storage = counting(skeleton.storage.clone());
+                Image::open_with(storage, None, config.open_options(), &mut Below(skeleton))
+            }
+        }
+    }
+}
+
+/// What lies below a skeleton: a data file, and an empty disk for whatever the backing file is.
+struct Below<'a>(&'a Skeleton);
+
+impl Opener<LabStorage> for Below<'_> {
+    fn open(&mut self, reference: &Reference<'_>) -> Result<Found<LabStorage>> {
+        let storage = match (reference.role, &self.0.data_file) {
+            (Role::Backing, _) => MemoryStorage::with_len(self.0.virtual_size),
+            (Role::DataFile, Some(data_file)) => data_file.clone(),
+            (Role::DataFile, None) => {
+                return Err(Error::new(ErrorKind::Denied("there is no data file".into())));
+            }
+        };
+        Ok(Found { storage: counting(storage), format: LayerFormat::Raw, identity: None })
+    }
+}
+
+/// Length and allocated bytes of an image file and its data file together.
+pub(super) struct Kept {
+    pub(super) length: u64,
+    pub(super) allocated: u64,
+    pub(super) data_discards: CallCount,
+}
+
+impl Kept {
+    pub(super) fn of(image: &Image<LabStorage>) -> Result<Self> {
+        let main = image.storage();
+        let data = image.data_file();
+        let data_length = data.map_or(Ok(0), |data| data.len())?;
+        let data_allocated = data.map_or(0, |data| data.inner().allocated_bytes());
+        Ok(Self {
+            length: main.len()?.saturating_add(data_length),
+            allocated: main.inner().allocated_bytes().saturating_add(data_allocated),
+            data_discards: data.map_or(CallCount::default(), |data| data.counts().discard),
+        })
+    }
+}
