@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`mod@file`] | files and block devices as storage |
 //! | [`open`] | opening images by name, with the files they name as far as they may be opened |
+//! | [`create`] | making new images by name |
 //! | [`disk`] | a guest disk of either format |
 //! | [`status`] | what each part of a disk is, as QEMU tells it |
 //! | [`zeros`] | finding zeros in buffers |
@@ -20,6 +21,7 @@
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod codec;
+pub mod create;
 pub mod disk;
 pub mod error;
 pub mod extents;

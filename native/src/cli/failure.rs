@@ -64,6 +64,14 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// An error as the program that is spoken for prints it.
+pub(crate) fn qemu_lines(error: &Error, personality: Personality) -> String {
+    match error.kind() {
+        ErrorKind::Locked(text) if !personality.is_own() => text.replacen(". Is another", "\nIs another", 1),
+        _ => error.to_string(),
+    }
+}
+
 fn own_open(error: &OpenError) -> String {
     let hint = match error.error.kind() {
         ErrorKind::Locked(_) => " -U looks at it all the same, but what it reads may be inconsistent",
@@ -87,7 +95,7 @@ fn qemu_open(error: &OpenError) -> String {
         (Some(words), _) => format!("Could not open '{failed}': {words}"),
         (None, ErrorKind::NotQcow2) => "Image is not in qcow2 format".to_owned(),
         (None, ErrorKind::Encrypted(_)) => "Parameter 'encrypt.key-secret' is required for cipher".to_owned(),
-        (None, ErrorKind::Locked(text)) => text.replacen(". Is another", "\nIs another", 1),
+        (None, ErrorKind::Locked(_)) => qemu_lines(&error.error, Personality::QemuImg),
         (None, _) => error.error.to_string(),
     };
     format!("Could not open '{image}': {}{what}", "Could not open backing file: ".repeat(error.depth as usize))

@@ -2,6 +2,7 @@
 
 pub(crate) mod args;
 mod clock;
+mod create_options;
 mod failure;
 pub(crate) mod io;
 pub(crate) mod json;
@@ -116,6 +117,7 @@ fn run(words: &[OsString], personality: Personality, out: &mut dyn Write) -> Out
 fn dispatch(verb: &Verb, session: &mut Session<'_>) -> Outcome {
     match verb {
         Verb::Info(args) => verbs::info::run(args, session),
+        Verb::Create(args) => verbs::create::run(args, session),
         Verb::Io(args) => verbs::io::run(args, session),
         Verb::Map(args) => verbs::map::run(args, session),
         Verb::Completions { shell } => shell::completions(*shell, session.out),

@@ -97,6 +97,11 @@ impl OpenArgs {
     }
 }
 
+/// A backing file that the arguments name themselves, without the files that it names in turn.
+pub(crate) fn source_of_backing(path: PathBuf, request: OpenRequest) -> Source {
+    Source { path, request }.alone()
+}
+
 /// Refuses `--object`.
 ///
 /// # Errors

@@ -1,0 +1,71 @@
+//! Making new images by name.
+
+use std::path::Path;
+
+use qcowkit_core::image::{CreateOptions, Image, LayerFormat, OpenOptions, Preallocation};
+use qcowkit_core::{Error, Result};
+
+use crate::disk::Disk;
+use crate::file::{FileAccess, FileStorage};
+use crate::open::lock_request;
+
+/// What is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewImage {
+    /// Bytes of the disk, rounded up to 512.
+    pub size: u64,
+    /// The format, with what belongs to it.
+    pub format: NewFormat,
+}
+
+/// The format of a new image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NewFormat {
+    /// A raw file. `Preallocation::Metadata` makes no sense for it.
+    Raw(Preallocation),
+    /// A qcow2 image.
+    Qcow2(CreateOptions),
+}
+
+impl NewImage {
+    /// Checks everything that can be checked before a file is touched.
+    ///
+    /// # Errors
+    /// Options that are out of range or do not go together.
+    pub fn validate(&self) -> Result<()> {
+        let size =
+            self.size.checked_next_multiple_of(512).ok_or_else(|| Error::invalid("the virtual size is too large"))?;
+        match &self.format {
+            NewFormat::Raw(Preallocation::Metadata) => Err(Error::invalid("unsupported preallocation mode: metadata")),
+            NewFormat::Raw(_) => Ok(()),
+            NewFormat::Qcow2(options) => options.validate(size).map(drop),
+        }
+    }
+
+    /// Makes the image, in place of what the file held before, and opens it for writing. A file that is in use is left
+    /// alone.
+    ///
+    /// # Errors
+    /// As [`NewImage::validate`] (the file is not touched then); a file that cannot be made, is in use or is too small;
+    /// no space.
+    pub fn create(&self, path: impl AsRef<Path>, open: OpenOptions) -> Result<Disk> {
+        self.validate()?;
+        let storage = FileStorage::open(path, FileAccess::Create)?;
+        storage.lock(lock_request(self.layer_format(), true))?;
+        match &self.format {
+            NewFormat::Raw(preallocation) => Disk::create_raw(storage, self.size, *preallocation),
+            NewFormat::Qcow2(options) => {
+                Ok(Disk::Qcow2(Box::new(Image::create_with(storage, self.size, options, open)?)))
+            }
+        }
+    }
+
+    /// The format alone.
+    #[must_use]
+    pub fn layer_format(&self) -> LayerFormat {
+        match self.format {
+            NewFormat::Raw(_) => LayerFormat::Raw,
+            NewFormat::Qcow2(_) => LayerFormat::Qcow2,
+        }
+    }
+}
