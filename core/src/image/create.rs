@@ -130,7 +130,8 @@ impl CreateOptions {
         let cluster = |n: u64| n.saturating_mul(geometry.cluster_size());
         header.refcount_table_offset = cluster(1);
         header.refcount_table_clusters = u32::try_from(plan.refcount_table).unwrap_or(u32::MAX);
-        header.l1_table_offset = cluster(plan.l1_start());
+        // A disk of no bytes has no table.
+        header.l1_table_offset = if plan.l1 == 0 { 0 } else { cluster(plan.l1_start()) };
         header.l1_size = u32::try_from(geometry.l1_entries()).unwrap_or(u32::MAX);
         header.compression_type = self.compression.to_u8();
         for (wanted, feature) in [
@@ -159,7 +160,7 @@ impl CreateOptions {
 
 impl Plan {
     fn new(geometry: Geometry) -> Self {
-        let l1 = geometry.clusters_for(geometry.l1_entries().saturating_mul(8)).max(1);
+        let l1 = geometry.clusters_for(geometry.l1_entries().saturating_mul(8));
         let mut plan = Self { geometry, refcount_table: 1, refcount_blocks: 1, l1 };
         // Blocks and table count themselves, so they may need another round; each only grows.
         loop {
@@ -202,9 +203,10 @@ impl Plan {
         table.resize(cluster_bytes(self.refcount_table).len(), 0);
         storage.write_at(size, &table)?;
         storage.write_at(self.refcount_table.saturating_add(1).saturating_mul(size), &blocks)?;
+        // A hole reads as an empty table; what is never filled takes no space.
         let l1_offset = self.l1_start().saturating_mul(size);
         let l1_length = self.l1.saturating_mul(size);
-        storage.write_zeroes(l1_offset, l1_length, ZeroMode::KeepAllocated)?;
+        storage.write_zeroes(l1_offset, l1_length, ZeroMode::MayUnmap)?;
         Ok(())
     }
 }

@@ -68,8 +68,12 @@ const OPTIONS: &[Known] = &[
     known("lazy_refcounts", Kind::Boolean, 24, "Postpone refcount updates"),
     Known { qcow2: None, ..refused("nocow", Kind::Boolean, 31, "Turn off copy-on-write (valid only on btrfs)") },
     Known {
-        qcow2: None,
+        qcow2: Some(true),
         ..known("preallocation", Kind::Text, 12, "Preallocation mode (allowed values: off, metadata, falloc, full)")
+    },
+    Known {
+        qcow2: Some(false),
+        ..known("preallocation", Kind::Text, 30, "Preallocation mode (allowed values: off, falloc, full)")
     },
     known("refcount_bits", Kind::Number, 25, "Width of a reference count entry in bits"),
     Known { qcow2: None, ..known("size", Kind::Size, 14, "Virtual disk size") },
@@ -201,9 +205,7 @@ impl ImageOptions {
                     Some((_, value)) => value.as_str(),
                     None => DEFAULTS.iter().find(|(name, _)| *name == option.name)?.1,
                 };
-                // A raw file has its size first: there, preallocation belongs to the file system.
-                let below = self.format == LayerFormat::Raw && option.name == "preallocation";
-                Some((if below { 30 } else { option.place }, option.name, value))
+                Some((option.place, option.name, value))
             })
             .collect();
         shown.sort_unstable();

@@ -152,6 +152,10 @@ fn unparsed(error: &clap::Error, personality: Personality, verb: &str, out: &mut
         ErrorKind::UnknownArgument if invalid.starts_with('-') => {
             spelled(personality, &scope, &format!("invalid option -- '{}'", invalid.trim_start_matches('-')))
         }
+        ErrorKind::InvalidValue if invalid_value_missing(error) => {
+            let letter = invalid_letter(error).unwrap_or_default();
+            spelled(personality, &scope, &format!("option requires an argument -- '{letter}'"))
+        }
         ErrorKind::InvalidSubcommand => Failure::usage(format!("Command not found: {verb}")),
         _ => {
             let text = error.render().to_string();
@@ -159,6 +163,19 @@ fn unparsed(error: &clap::Error, personality: Personality, verb: &str, out: &mut
             Failure::usage(line.strip_prefix("error: ").unwrap_or(line).to_owned())
         }
     })
+}
+
+/// Whether an option lacks its value.
+fn invalid_value_missing(error: &clap::Error) -> bool {
+    matches!(error.get(ContextKind::InvalidValue), Some(ContextValue::String(value)) if value.is_empty())
+}
+
+/// The option of an error, as it was most likely typed: its first letter.
+fn invalid_letter(error: &clap::Error) -> Option<char> {
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(text)) => text.trim_start_matches('-').chars().next(),
+        _ => None,
+    }
 }
 
 /// A message of `getopt`, which names the verb too.

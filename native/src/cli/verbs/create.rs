@@ -51,6 +51,7 @@ pub(crate) fn run(args: &CreateArgs, session: &mut Session<'_>) -> Outcome {
     let disk = new.create(&path, open).and_then(|mut disk| disk.flush());
     disk.map_err(|error| {
         failed(match (system_words(&error), session.personality.is_own()) {
+            (Some(words), false) if words == "is a directory" => format!("Could not create '{shown}': Is a directory"),
             (Some(words), false) => format!("Could not create '{shown}': {words}"),
             _ => crate::cli::failure::qemu_lines(&error, session.personality),
         })
