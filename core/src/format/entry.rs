@@ -245,6 +245,9 @@ impl L2Entry {
 
     /// What the entry would say if nothing were wrong with it, and all that is wrong: for the check of broken images,
     /// which has to follow references that reading refuses. The offset may be unaligned then.
+    ///
+    /// One thing is told otherwise than by [`L2Entry::decode`], as QEMU's check does: with an external data file, a
+    /// standard entry with offset 0 and the zero flag has no host cluster, COPIED or not.
     #[must_use]
     pub fn examine(raw: RawL2Entry, geometry: &Geometry) -> (Self, EntryFaults) {
         let mut faults = EntryFaults::default();
@@ -257,8 +260,8 @@ impl L2Entry {
         let extended = geometry.extended_l2();
         let offset = raw.descriptor & OFFSET;
         let copied = raw.descriptor & COPIED != 0;
-        let mapped = offset != 0 || (geometry.data_file() && copied);
         let zero = raw.descriptor & ZERO != 0;
+        let mapped = offset != 0 || (geometry.data_file() && copied && (extended || !zero));
         let parts = if extended {
             split_bitmap(raw.bitmap)
         } else {
@@ -337,6 +340,13 @@ impl L2Entry {
             Self::Plain { host: Some(host), parts } => Self::Plain { host: Some(HostRef { copied, ..host }), parts },
             Self::Plain { host: None, .. } | Self::Compressed(_) => self,
         }
+    }
+
+    /// The raw entry for the host cluster that many further on, all else the same: the later entries of a run.
+    #[must_use]
+    pub fn advanced(raw: RawL2Entry, clusters: u64, geometry: &Geometry) -> RawL2Entry {
+        let further = (raw.descriptor & OFFSET).wrapping_add(clusters.saturating_mul(geometry.cluster_size())) & OFFSET;
+        RawL2Entry { descriptor: (raw.descriptor & !OFFSET) | further, ..raw }
     }
 
     /// The COPIED bit of any raw entry.
@@ -476,11 +486,16 @@ mod tests {
         let raw = |descriptor, bitmap| RawL2Entry { descriptor, bitmap };
         for (extended, data_file) in [(false, false), (true, false), (false, true), (true, true)] {
             let geometry = geometry(3, extended, data_file);
-            for descriptor in [0, 1, COPIED, COPIED | 0x50000, 0x50001, 0x50200, 0x50002, COMPRESSED | 0x50123, 1 << 58]
+            for descriptor in
+                [0, 1, COPIED, COPIED | 1, COPIED | 0x50000, 0x50001, 0x50200, 0x50002, COMPRESSED | 0x50123, 1 << 58]
             {
                 for bitmap in if extended { vec![0, 1, 1 << 32, (1 << 32) | 1, u64::MAX << 32] } else { vec![0] } {
                     let (entry, faults) = L2Entry::examine(raw(descriptor, bitmap), &geometry);
                     match L2Entry::decode(raw(descriptor, bitmap), &geometry) {
+                        // The zero flag at offset 0 of a data file.
+                        Ok(_) if data_file && !extended && descriptor == COPIED | 1 => {
+                            assert_eq!(entry, L2Entry::zero_plain(&geometry));
+                        }
                         Ok(decoded) => {
                             assert_eq!(entry, decoded);
                             assert!(

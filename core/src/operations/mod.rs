@@ -2,6 +2,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | [`check`](mod@check) | compares the references with the refcounts: what `qemu-img check` finds |
 //! | [`info`] | what an image says of itself |
 //! | [`lab`] | replays a workload under several policies and compares what became of the image |
 //! | [`walk`](mod@walk) | visits every reference to a host range; the one walk that the others stand on |
@@ -9,6 +10,7 @@
 //! | [`inspect`] | every structure as it is, also of broken images |
 
 pub mod analyze;
+pub mod check;
 pub mod info;
 pub mod inspect;
 pub mod lab;
@@ -16,6 +18,7 @@ mod tables;
 pub mod walk;
 
 pub use analyze::{Analysis, AnalyzeOptions, analyze};
+pub use check::{CheckReport, check};
 pub use inspect::{Inspector, inspect_guest};
 pub use tables::{read_bitmaps, read_snapshots};
 pub use walk::{Walk, walk};

@@ -1,10 +1,12 @@
 //! Bitmaps (section "Bitmaps"): directory, tables, data. Only where the autoclear bit says that they are consistent.
 
+use alloc::collections::BTreeSet;
 use alloc::vec;
 
 use super::{Budget, Fault, FaultKind, Source, Uses, Visitor, Walk};
 use crate::error::{Error, Result, Structure};
-use crate::format::{BitmapEntry, BitmapFlags, BitmapTableEntry, BitmapsExtension, MAX_BITMAP_TABLE_ENTRIES};
+use crate::format::{BitmapEntry, BitmapFlags, BitmapTableEntry, MAX_BITMAP_TABLE_ENTRIES};
+use crate::operations::tables::read_bitmaps;
 use crate::storage::ReadStorage;
 
 /// Bytes that are read at once.
@@ -19,14 +21,16 @@ impl<S: ReadStorage + ?Sized> Walk<'_, S> {
         let Some(bitmaps) = self.area.consistent_bitmaps() else { return Ok(()) };
         let (offset, length) = (bitmaps.directory_offset, bitmaps.directory_size);
         visitor.reference(&self.named_by(Source::HeaderExtension, Structure::BitmapDirectory, offset, length))?;
-        let entries = match self.read_directory(&bitmaps) {
+        let entries = match read_bitmaps(self.area, self.storage) {
             Ok(entries) => entries,
             Err(error) => return bitmap_fault(visitor, error, Source::HeaderExtension, offset),
         };
+        let mut names = BTreeSet::new();
         for (index, entry) in (0..).zip(&entries) {
             let source = Source::BitmapDirectory { index };
             let bytes = u64::from(entry.table_entries).saturating_mul(8);
-            if let Some(what) = self.what_is_wrong(entry) {
+            let wrong = self.what_is_wrong(entry).or((!names.insert(&entry.name)).then_some("two bitmaps of one name"));
+            if let Some(what) = wrong {
                 let error = Error::corrupt(Structure::BitmapDirectory, what).at_index(index);
                 bitmap_fault(visitor, error, source, entry.table_offset)?;
                 continue;
@@ -36,17 +40,6 @@ impl<S: ReadStorage + ?Sized> Walk<'_, S> {
             self.visit_bitmap_table(index, entry.table_offset, bytes, visitor)?;
         }
         Ok(())
-    }
-
-    fn read_directory(&self, bitmaps: &BitmapsExtension) -> Result<alloc::vec::Vec<BitmapEntry>> {
-        let beyond = || Error::corrupt(Structure::BitmapDirectory, "it reaches beyond the end of the file");
-        let end = bitmaps.directory_offset.checked_add(bitmaps.directory_size).ok_or_else(beyond)?;
-        if end > self.geometry.align_up(self.file_length) {
-            return Err(beyond());
-        }
-        let mut bytes = vec![0u8; usize::try_from(bitmaps.directory_size).map_err(|_| beyond())?];
-        self.reader().read(bitmaps.directory_offset, &mut bytes)?;
-        BitmapEntry::parse_directory(&bytes, bitmaps.nb_bitmaps, bitmaps.directory_offset)
     }
 
     /// QEMU's conditions for a bitmap; without them it refuses the image.

@@ -31,7 +31,6 @@ use crate::storage::ReadStorage;
 
 pub(super) use reader::TableReader;
 pub use refcounts::{BlockPlace, RefcountTable};
-pub use snapshots::read_snapshots;
 
 /// Bytes of tables that may be read through more than one way; see the module's documentation.
 pub const MAX_REPEATED_TABLE_BYTES: u64 = 16 << 30;
