@@ -10,8 +10,8 @@ use crate::format::{
     BitmapEntry, BitmapTableEntry, EntryError, Geometry, HostCluster, L1Entry, L2Entry, L2Kind, RawL2Entry, Snapshot,
     decode_refcount_table_entry, read_refcount, refcount_table_offset_bits,
 };
-use crate::operations::read_bitmaps;
-use crate::operations::walk::{L1Owner, read_snapshots};
+use crate::operations::walk::L1Owner;
+use crate::operations::{read_bitmaps, read_snapshots};
 use crate::storage::ReadStorage;
 
 /// Part of a table.
@@ -311,7 +311,7 @@ impl<S: ReadStorage + ?Sized> Inspector<'_, S> {
     }
 
     fn snapshot_entries(&self) -> Result<Vec<Snapshot>> {
-        read_snapshots(self.storage, self.header_area()?, self.geometry()?).map(|(snapshots, _)| snapshots)
+        read_snapshots(&self.header_area()?.header, self.storage)
     }
 
     /// The bitmap directory; empty without one that is consistent.
