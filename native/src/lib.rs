@@ -10,6 +10,7 @@
 //! | [`zeros`] | finding zeros in buffers |
 //! | [`lock`] | image locks, shared with QEMU |
 //! | [`extents`] | where the file system keeps a file |
+//! | [`analyze`] | where the space of an image file went |
 //! | [`codec`] | compression by the reference libraries |
 //! | [`info`] | what an image in a file says of itself |
 //! | `cli` | the program `qcowkit`, with the feature `cli` |
@@ -18,6 +19,7 @@
 //! What the bytes of an image mean is known in `qcowkit-core` alone. Unsafe code is in two files, each with its
 //! proof: `lock/ofd.rs` (`fcntl`) and `extents/fiemap.rs` (`ioctl`).
 
+pub mod analyze;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod codec;
