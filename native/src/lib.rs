@@ -7,6 +7,8 @@
 //! | [`create`] | making new images by name |
 //! | [`disk`] | a guest disk of either format |
 //! | [`status`] | what each part of a disk is, as QEMU tells it |
+//! | [`mod@convert`] | copying a disk into another image |
+//! | [`mod@compare`] | whether two disks hold the same |
 //! | [`zeros`] | finding zeros in buffers |
 //! | [`lock`] | image locks, shared with QEMU |
 //! | [`extents`] | where the file system keeps a file |
@@ -23,6 +25,8 @@ pub mod analyze;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod codec;
+pub mod compare;
+pub mod convert;
 pub mod create;
 pub mod disk;
 pub mod error;

@@ -74,14 +74,18 @@ impl Zlib {
         };
         // One byte less than the input: what does not fit is not worth packing.
         out.resize(from.len().saturating_sub(1), 0);
-        let status = deflate
-            .compress(from, out, DeflateFlush::Finish)
-            .map_err(|error| failed(alloc::format!("deflate: {}", error.as_str())))?;
-        if status != Status::StreamEnd {
-            return Ok(false);
+        let status = deflate.compress(from, out, DeflateFlush::Finish);
+        if let Ok(Status::StreamEnd) = status {
+            out.truncate(usize::try_from(deflate.total_out()).unwrap_or(usize::MAX));
+            return Ok(true);
         }
-        out.truncate(usize::try_from(deflate.total_out()).unwrap_or(usize::MAX));
-        Ok(true)
+        // A context with output left over is not used again: `reset` of zlib-rs 0.6.8 forgets that output but not how
+        // far it had been taken, until the room for it is too small and a later cluster panics.
+        self.deflate = None;
+        match status {
+            Ok(_) => Ok(false),
+            Err(error) => Err(failed(alloc::format!("deflate: {}", error.as_str()))),
+        }
     }
 }
 

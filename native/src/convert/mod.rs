@@ -1,0 +1,238 @@
+//! Copying a guest disk into another image, as `qemu-img convert` does: what reads as zeros is not copied.
+//!
+//! The source is planned under `&mut` in batches of windows ([`plan`]); threads read the windows, look for zeros and
+//! pack clusters, all under `&` ([`piece`]); one thread writes them, in order unless told otherwise ([`sink`]). Writes
+//! of one file stand in each other's way in the kernel, so more than one writer would gain nothing.
+
+mod piece;
+mod pipeline;
+mod plan;
+mod sink;
+mod split;
+
+use std::fmt;
+use std::ops::ControlFlow;
+
+use qcowkit_core::Error;
+
+use crate::disk::Disk;
+
+/// What the target holds before the conversion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TargetState {
+    /// It was made for this conversion, so it reads as zeros, or as its backing file.
+    #[default]
+    New,
+    /// Anything (`-n`): zeros have to be written too.
+    Existing,
+    /// It was there before, and reads as zeros throughout (`-n --target-is-zero`).
+    Zeroed,
+}
+
+/// How a disk is converted. The defaults are those of `qemu-img convert`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConvertOptions {
+    /// Packs every cluster of the target (`-c`).
+    pub compress: bool,
+    /// So many zero bytes in a row become zeros without data in the target (`-S`); 0 writes everything as data.
+    pub sparse_size: u64,
+    /// The target's backing file has the contents of the source's (`-B`): what the source's top layer leaves
+    /// unallocated is not copied.
+    pub backing: bool,
+    /// What the target holds.
+    pub target: TargetState,
+    /// Writes in the order in which reads come back (`-W`), not in that of the disk. Not together with `compress`.
+    pub out_of_order: bool,
+    /// The most threads that read and pack (`-m`), at least 1. More than the machine can run at once are not started.
+    pub workers: usize,
+    /// Lets the kernel copy data where it can, without a look for zeros in them (`-C`). Not together with `compress`.
+    pub copy_offload: bool,
+}
+
+impl Default for ConvertOptions {
+    fn default() -> Self {
+        Self {
+            compress: false,
+            sparse_size: 4096,
+            backing: false,
+            target: TargetState::New,
+            out_of_order: false,
+            workers: 8,
+            copy_offload: false,
+        }
+    }
+}
+
+/// What a conversion did. All in guest bytes except `packed_bytes`; what is in none of them was left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ConvertReport {
+    /// Bytes of all sources.
+    pub total_bytes: u64,
+    /// Written as data, packed or not.
+    pub data_bytes: u64,
+    /// Written as zeros, without data.
+    pub zero_bytes: u64,
+    /// Of `data_bytes`, those whose clusters were packed.
+    pub compressed_bytes: u64,
+    /// What the packed clusters take in the file.
+    pub packed_bytes: u64,
+    /// Of `data_bytes`, those that the kernel copied.
+    pub offloaded_bytes: u64,
+}
+
+/// Why a conversion ended early.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum ConvertError {
+    /// Options that do not go together, or not with this target; nothing was written.
+    Refused(Error),
+    /// The target is too small; nothing was written.
+    TargetTooSmall {
+        /// Bytes of the target's disk.
+        target: u64,
+        /// Bytes of all sources.
+        sources: u64,
+    },
+    /// A source could not be read.
+    Read {
+        /// Which source, from 0.
+        source: usize,
+        /// Byte of that source's disk.
+        offset: u64,
+        /// What is wrong.
+        error: Error,
+    },
+    /// The target could not be written.
+    Write {
+        /// Byte of the target's disk.
+        offset: u64,
+        /// What is wrong.
+        error: Error,
+    },
+    /// Everything was written, but not made durable.
+    Flush(Error),
+    /// The callback for progress said to stop.
+    Cancelled,
+}
+
+impl ConvertError {
+    /// What went wrong below, if it was that.
+    #[must_use]
+    pub fn error(&self) -> Option<&Error> {
+        match self {
+            Self::Refused(error) | Self::Read { error, .. } | Self::Write { error, .. } | Self::Flush(error) => {
+                Some(error)
+            }
+            Self::TargetTooSmall { .. } | Self::Cancelled => None,
+        }
+    }
+}
+
+impl fmt::Display for ConvertError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(error) => write!(f, "{error}"),
+            Self::TargetTooSmall { .. } => f.write_str("output file is smaller than input file"),
+            Self::Read { offset, error, .. } => write!(f, "error while reading at byte {offset}: {error}"),
+            Self::Write { offset, error } => write!(f, "error while writing at byte {offset}: {error}"),
+            Self::Flush(error) => write!(f, "error while making the output durable: {error}"),
+            Self::Cancelled => f.write_str("cancelled"),
+        }
+    }
+}
+
+impl std::error::Error for ConvertError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error().map(|error| error as _)
+    }
+}
+
+/// Bytes of a disk that holds all sources, one behind the other.
+///
+/// # Errors
+/// When they are more than an image can hold.
+pub fn total_size(sources: &[Disk]) -> Result<u64, Error> {
+    sources
+        .iter()
+        .try_fold(0u64, |sum, disk| sum.checked_add(disk.virtual_size()))
+        .filter(|&total| i64::try_from(total).is_ok())
+        .ok_or_else(|| Error::invalid("the sources together are too large"))
+}
+
+/// Copies the disks of `sources`, one behind the other, to `target`, and flushes it.
+///
+/// `progress` is told now and then how many bytes of the disk are done, and of how many; it can stop the conversion.
+/// A target longer than the sources keeps what it has behind them.
+///
+/// # Errors
+/// As [`ConvertError`] says. The target then holds part of the copy, and is still flushed if that is possible: an
+/// image that existed before has no leaks.
+pub fn convert(
+    sources: &mut [Disk],
+    target: &mut Disk,
+    options: &ConvertOptions,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<ConvertReport, ConvertError> {
+    let total = total_size(sources).map_err(ConvertError::Refused)?;
+    if target.virtual_size() < total {
+        return Err(ConvertError::TargetTooSmall { target: target.virtual_size(), sources: total });
+    }
+    refuse(sources, target, options).map_err(ConvertError::Refused)?;
+    let rules = piece::Rules::new(target, options);
+    let mut planner = plan::Planner::new(sources, target, &rules, options, total);
+    let mut sink = sink::Sink::new(target, &rules, total, progress);
+    let copied = copy(sources, &mut planner, &mut sink, &rules, options);
+    let mut report = sink.report();
+    report.total_bytes = total;
+    // Also after a failure, so that what was linked and what was released agree on storage.
+    let flushed = target.flush().map_err(ConvertError::Flush);
+    copied.and(flushed).map(|()| report)
+}
+
+fn copy(
+    sources: &mut [Disk],
+    planner: &mut plan::Planner,
+    sink: &mut sink::Sink<'_>,
+    rules: &piece::Rules,
+    options: &ConvertOptions,
+) -> Result<(), ConvertError> {
+    sink.report_progress(0)?;
+    loop {
+        let batch = planner.next_batch(sources)?;
+        if batch.is_empty() {
+            return Ok(());
+        }
+        pipeline::run(&batch, sources, sink, rules, options)?;
+    }
+}
+
+/// What cannot be done, before anything is written.
+fn refuse(sources: &[Disk], target: &Disk, options: &ConvertOptions) -> Result<(), Error> {
+    let has_backing = target.image().is_some_and(|image| image.header().backing_file.is_some());
+    if options.compress {
+        match target.image() {
+            None => return Err(Error::unsupported("compression in a raw file")),
+            Some(image) if image.geometry().data_file() => {
+                return Err(Error::unsupported("compressed clusters in an image with an external data file"));
+            }
+            Some(_) => {}
+        }
+        if options.copy_offload || options.out_of_order {
+            return Err(Error::invalid("compression does not go with copy offloading or writes out of order"));
+        }
+    }
+    if options.backing && sources.len() != 1 {
+        return Err(Error::invalid("a backing file for the target makes no sense with several sources"));
+    }
+    if options.backing && !has_backing {
+        return Err(Error::invalid("the target has no backing file"));
+    }
+    if options.target == TargetState::Zeroed && has_backing {
+        return Err(Error::invalid("an image with a backing file does not read as zeros"));
+    }
+    if !(1..=16).contains(&options.workers) {
+        return Err(Error::invalid("the number of workers must be between 1 and 16"));
+    }
+    Ok(())
+}

@@ -1,0 +1,289 @@
+//! What of the sources has to be looked at, and where it lies: decided under `&mut`, in batches.
+
+use std::ops::Range;
+
+use qcowkit_core::image::{Content, Extent};
+
+use super::piece::Rules;
+use super::{ConvertError, ConvertOptions, TargetState};
+use crate::disk::Disk;
+
+/// Bytes that are read, looked at and written as one, at least; a power of two.
+const WINDOW_BYTES: u64 = 1 << 20;
+/// A batch ends after so many segments, for the sake of memory.
+const BATCH_SEGMENTS: usize = 1 << 15;
+/// One question to a source covers no more, so that progress can be told.
+const QUESTION_BYTES: u64 = 4 << 30;
+
+/// Jobs in the order of the disk.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) jobs: Vec<Job>,
+    segments: Vec<Segment>,
+    /// Bytes that have to be read.
+    pub(super) data_bytes: u64,
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Job {
+    /// First byte in the target's disk.
+    pub(super) offset: u64,
+    /// Bytes.
+    pub(super) length: u64,
+    pub(super) work: Work,
+}
+
+/// What a step does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Work {
+    /// Copies a window: which segments of the batch it has.
+    Copy(Range<usize>),
+    /// Makes zeros.
+    Zero,
+    /// Leaves what is there.
+    Skip,
+}
+
+/// A part of a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Segment {
+    /// First byte in the target's disk.
+    pub(super) offset: u64,
+    /// Bytes.
+    pub(super) length: u64,
+    pub(super) kind: Kind,
+}
+
+/// What the source says of a part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Bytes to be read.
+    Data {
+        /// Which source.
+        source: usize,
+        /// Where.
+        extent: Extent,
+    },
+    /// Reads as zeros.
+    Zero,
+    /// Left to the target's backing file.
+    Backing,
+}
+
+impl Kind {
+    /// The same from `by` bytes on, `length` bytes long.
+    fn part(self, by: u64, length: u64) -> Self {
+        match self {
+            Self::Data { source, extent } => {
+                let content = match extent.content {
+                    Content::Data { host_offset } => Content::Data { host_offset: host_offset.saturating_add(by) },
+                    Content::Compressed { range, skip } => Content::Compressed { range, skip: skip + by },
+                    Content::Zero { .. } | Content::Unallocated => extent.content,
+                };
+                let guest_offset = extent.guest_offset + by;
+                Self::Data { source, extent: Extent { guest_offset, length, content, ..extent } }
+            }
+            Self::Zero | Self::Backing => self,
+        }
+    }
+}
+
+impl Batch {
+    pub(super) fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    pub(super) fn segments(&self, range: &Range<usize>) -> &[Segment] {
+        self.segments.get(range.clone()).unwrap_or(&[])
+    }
+
+    /// Adds a run of zeros, or one that is left alone, to the last job if it goes on there.
+    fn add_run(&mut self, offset: u64, length: u64, work: Work) {
+        match self.jobs.last_mut() {
+            Some(last) if last.work == work && last.offset + last.length == offset => last.length += length,
+            _ => self.jobs.push(Job { offset, length, work }),
+        }
+    }
+}
+
+/// Goes through the sources once.
+pub(super) struct Planner {
+    /// Where in the target's disk each source begins, and the end of the last.
+    starts: Vec<u64>,
+    at: u64,
+    /// What was learned beyond `at`: up to where, and what it is from `at` on.
+    known: Option<(u64, Kind)>,
+    window: u64,
+    /// Whole clusters of this size are either copied or not.
+    whole: u64,
+    /// Zeros are written as data.
+    dense: bool,
+    backing: Option<Backing>,
+    /// Up to here parts are read through all layers, though the top layer has nothing: their cluster is copied.
+    forced_to: u64,
+}
+
+/// What has to be known of the backing files.
+struct Backing {
+    /// Bytes of the source's; `None` if it has none, so that all it leaves unallocated is zero.
+    source: Option<u64>,
+    /// From here on a new target reads as zeros.
+    target_zero_from: u64,
+}
+
+impl Planner {
+    pub(super) fn new(sources: &[Disk], target: &Disk, rules: &Rules, options: &ConvertOptions, total: u64) -> Self {
+        let mut starts = vec![0];
+        let mut sum = 0;
+        for source in sources {
+            sum += source.virtual_size();
+            starts.push(sum);
+        }
+        debug_assert_eq!(sum, total);
+        let below = |disk: &Disk| disk.layers().get(1).map(|layer| layer.virtual_size());
+        let backing = options.backing.then(|| Backing {
+            source: sources.first().and_then(below),
+            target_zero_from: match (options.target, below(target)) {
+                (TargetState::New, Some(size)) => size,
+                _ => u64::MAX,
+            },
+        });
+        let cluster = target.cluster_size().unwrap_or(1);
+        Self {
+            starts,
+            at: 0,
+            known: None,
+            window: WINDOW_BYTES.max(cluster),
+            whole: if options.compress { cluster } else { 1 },
+            dense: rules.dense,
+            backing,
+            forced_to: 0,
+        }
+    }
+
+    /// The next jobs; none at the end.
+    pub(super) fn next_batch(&mut self, sources: &mut [Disk]) -> Result<Batch, ConvertError> {
+        let mut batch = Batch::default();
+        let mut window_segments = 0;
+        let total = self.starts.last().copied().unwrap_or(0);
+        while self.at < total {
+            let (end, kind) = self.look(sources)?;
+            let open = batch.segments.len() > window_segments;
+            let window_end = (self.at & !(self.window - 1)).saturating_add(self.window).min(total);
+            let is_run = matches!(kind, Kind::Backing) || (matches!(kind, Kind::Zero) && !self.dense);
+            if !open && is_run && end >= window_end {
+                let run_end = if end == total { end } else { end & !(self.window - 1) };
+                let work = if kind == Kind::Zero { Work::Zero } else { Work::Skip };
+                batch.add_run(self.at, run_end - self.at, work);
+                self.advance(run_end);
+            } else {
+                let piece_end = end.min(window_end);
+                let length = piece_end - self.at;
+                batch.segments.push(Segment { offset: self.at, length, kind: kind.part(0, length) });
+                if matches!(kind, Kind::Data { .. }) {
+                    batch.data_bytes += length;
+                }
+                self.advance(piece_end);
+                if piece_end == window_end {
+                    self.close_window(&mut batch, window_segments);
+                    window_segments = batch.segments.len();
+                }
+            }
+            if batch.segments.len() == window_segments && batch.segments.len() >= BATCH_SEGMENTS {
+                break;
+            }
+        }
+        Ok(batch)
+    }
+
+    /// Makes a job of the segments from `first` on.
+    fn close_window(&self, batch: &mut Batch, first: usize) {
+        let segments = batch.segments.get(first..).unwrap_or(&[]);
+        let (Some(start), Some(end)) = (segments.first(), segments.last()) else { return };
+        let offset = start.offset;
+        let length = end.offset + end.length - offset;
+        if self.dense || segments.iter().any(|segment| matches!(segment.kind, Kind::Data { .. })) {
+            let work = Work::Copy(first..batch.segments.len());
+            batch.jobs.push(Job { offset, length, work });
+            return;
+        }
+        for segment in batch.segments.split_off(first) {
+            let work = if segment.kind == Kind::Zero { Work::Zero } else { Work::Skip };
+            batch.add_run(segment.offset, segment.length, work);
+        }
+    }
+
+    fn advance(&mut self, to: u64) {
+        let by = to - self.at;
+        self.at = to;
+        self.known = match self.known {
+            Some((end, kind)) if end > to => Some((end, kind.part(by, end - to))),
+            _ => None,
+        };
+    }
+
+    /// What lies at `at`, and up to where.
+    fn look(&mut self, sources: &mut [Disk]) -> Result<(u64, Kind), ConvertError> {
+        if let Some(known) = self.known {
+            return Ok(known);
+        }
+        // The last source that begins here or before: those of no length are passed over.
+        let source = self.starts.partition_point(|&start| start <= self.at) - 1;
+        let (start, source_end) = (self.starts[source], self.starts[source + 1]);
+        let offset = self.at - start;
+        let disk = &mut sources[source];
+        let limit = (source_end - self.at).min(QUESTION_BYTES);
+        let failed = |error| ConvertError::Read { source, offset, error };
+        let (length, kind) = match &self.backing {
+            Some(backing) if self.at >= self.forced_to => backing.ask(disk, offset, limit).map_err(failed)?,
+            _ => {
+                let limit = if self.backing.is_some() { limit.min(self.forced_to - self.at) } else { limit };
+                let extent = disk.next_extent(offset, limit).map_err(failed)?;
+                (extent.length, if extent.is_zero() { Kind::Zero } else { Kind::Data { source, extent } })
+            }
+        };
+        let mut end = self.at + length.max(1).min(limit);
+        if self.backing.is_some() && self.whole > 1 && self.at >= self.forced_to {
+            let total = self.starts.last().copied().unwrap_or(0);
+            let whole_end = if end == total { end } else { end & !(self.whole - 1) };
+            if kind == Kind::Backing && whole_end > self.at {
+                end = whole_end;
+            } else {
+                // A packed cluster has no gaps: what the top layer lacks of it is read from below.
+                let cluster_end = (self.at & !(self.whole - 1)).saturating_add(self.whole).min(total);
+                if kind == Kind::Backing || end < cluster_end {
+                    self.forced_to = cluster_end;
+                    return self.look(sources);
+                }
+                end = whole_end;
+            }
+        }
+        self.known = Some((end, kind));
+        Ok((end, kind))
+    }
+}
+
+impl Backing {
+    /// What the top layer of the source says at `offset`, and for how many bytes.
+    fn ask(&self, disk: &mut Disk, offset: u64, limit: u64) -> qcowkit_core::Result<(u64, Kind)> {
+        // Questions do not cross the ends of the backing files, behind which "nothing" means zeros.
+        let limit = [self.source.unwrap_or(u64::MAX), self.target_zero_from]
+            .into_iter()
+            .filter(|&border| border > offset)
+            .fold(limit, |limit, border| limit.min(border - offset));
+        let extent = disk.next_local_extent(offset, limit)?;
+        let left_out = match extent.content {
+            Content::Unallocated => self.source.is_some_and(|size| offset < size),
+            Content::Zero { .. } | Content::Data { .. } | Content::Compressed { .. } => false,
+        };
+        let kind = if left_out {
+            Kind::Backing
+        } else if extent.is_zero() {
+            if offset >= self.target_zero_from { Kind::Backing } else { Kind::Zero }
+        } else {
+            Kind::Data { source: 0, extent }
+        };
+        Ok((extent.length, kind))
+    }
+}
