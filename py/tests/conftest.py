@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -20,6 +21,20 @@ def qemu_img(tmp_path: Path) -> Run:
     program = shutil.which("qemu-img")
     if program is None:
         pytest.skip("qemu-img is missing")
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run([program, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def qcowkit_program(tmp_path: Path) -> Run:
+    """Runs the command line in the test's folder and returns what it printed."""
+    program = os.environ.get("QCOWKIT_PROGRAM")
+    if program is None:
+        pytest.skip("QCOWKIT_PROGRAM does not name the command line; cargo xtask test sets it")
 
     def run(*arguments: str) -> str:
         done = subprocess.run([program, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import struct
@@ -51,6 +52,11 @@ def test_snapshots_bitmaps_and_a_missing_backing_file_are_told(qemu_img: Run, qe
     assert info == qemu_info(path)
     assert info["snapshots"][0]["name"] == "before"
     assert info["format-specific"]["data"]["bitmaps"][0]["name"] == "backup"
+
+
+def test_info_is_what_the_command_line_prints(disk: Path, qcowkit_program: Run) -> None:
+    with qcowkit.open(disk) as image:
+        assert image.info() == json.loads(qcowkit_program("info", "--output=json", str(disk)))
 
 
 def test_looking_changes_nothing(disk: Path) -> None:

@@ -4,7 +4,7 @@
 //! each on a copy: what becomes of the file's length, of its space on the host and of its order is shown side by side,
 //! and every copy is checked and read back.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::run::{self, Failure};
 
@@ -93,11 +93,7 @@ fn show(outcome: &Outcome) {
 
 /// Runs a verb of the program just built: words, the image, more words.
 fn qcowkit(before: &[&str], image: &Path, after: &[&str]) -> Result<(), Failure> {
-    run::call(run::command(program()).args(before).arg(image).args(after))
-}
-
-fn program() -> PathBuf {
-    run::root().join("target/debug").join(format!("qcowkit{}", std::env::consts::EXE_SUFFIX))
+    run::call(run::command(run::program()).args(before).arg(image).args(after))
 }
 
 /// Bytes that a file takes on the host, where the system tells.

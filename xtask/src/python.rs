@@ -16,11 +16,17 @@ const SOURCES: [&str; 6] = ["Cargo.toml", "Cargo.lock", "pyproject.toml", "core"
 pub(crate) fn test(report: &mut Report) -> Result<(), Failure> {
     let venv = environment()?;
     build(&venv)?;
+    // The tests compare with what the command line prints.
+    run::call(run::cargo("").args(["build", "-q", "-p", "qcowkit"]))?;
     report.check("python: ruff", tool(&venv, "ruff").args(["check", "py"]));
     report.check("python: ruff format", tool(&venv, "ruff").args(["format", "--check", "py"]));
     report.check("python: mypy", tool(&venv, "mypy").arg("py/python").arg("py/tests"));
     report.check("python: stubs", tool(&venv, "python").args(["-m", "mypy.stubtest", "qcowkit", "--concise"]));
-    report.runner("python: tests", tool(&venv, "python").args(["-m", "pytest", "py/tests"]), tally::pytest)
+    report.runner(
+        "python: tests",
+        tool(&venv, "python").args(["-m", "pytest", "py/tests"]).env("QCOWKIT_PROGRAM", run::program()),
+        tally::pytest,
+    )
 }
 
 /// The virtual environment with the tools of the dependency group `test`.

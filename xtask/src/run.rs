@@ -73,6 +73,11 @@ pub(crate) fn rustc() -> PathBuf {
     beside.filter(|rustc| rustc.is_file()).unwrap_or_else(|| PathBuf::from("rustc"))
 }
 
+/// The command line of the host build, in the development profile.
+pub(crate) fn program() -> PathBuf {
+    root().join("target/debug").join(format!("qcowkit{}", std::env::consts::EXE_SUFFIX))
+}
+
 /// Runs a command whose output goes to the person; an exit code other than 0 is a failure.
 pub(crate) fn call(command: &mut Command) -> Result<(), Failure> {
     announce(command);

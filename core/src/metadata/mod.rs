@@ -3,7 +3,7 @@
 //!
 //! # Law 4
 //! On storage, every refcount is at least the number of references, at every instant. So increments are stored at
-//! once, decrements wait in quarantine until the removal of the reference is durable, and [`Metadata::commit`] is the
+//! once, decrements wait in quarantine until the removal of the reference is durable, and `Metadata::commit` is the
 //! only place that writes what makes clusters reachable.
 
 mod allocate;
