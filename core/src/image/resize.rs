@@ -2,7 +2,7 @@
 
 use super::{Content, Image};
 use crate::error::{Error, Result};
-use crate::format::{GuestCluster, HostCluster};
+use crate::format::GuestCluster;
 use crate::storage::Storage;
 
 impl<S: Storage> Image<S> {
@@ -92,14 +92,8 @@ impl<S: Storage> Image<S> {
             return Ok(());
         }
         let length = self.storage.len()?;
-        let mut end = self.geometry().clusters_for(length);
-        while let Some(last) = end.checked_sub(1) {
-            if self.metadata.refcount(&self.storage, HostCluster::new(last))? > 0 {
-                break;
-            }
-            end = last;
-        }
-        let cut = self.geometry().host_start(HostCluster::new(end)).get();
+        let end = self.metadata.end_of_use(&self.storage, self.geometry().clusters_for(length))?;
+        let cut = self.geometry().host_start(end).get();
         if cut < length {
             self.storage.set_len(cut)?;
         }

@@ -77,6 +77,15 @@ impl Metadata {
         Err(Error::corrupt(structure, what).at_host(self.start(cluster)))
     }
 
+    /// The cluster behind the last one that is known to hold metadata.
+    pub(super) fn end_of_tables(&self) -> HostCluster {
+        let fixed = self.fixed_places().into_iter().map(|(first, count, _)| first.saturating_add(count));
+        let behind = |cluster: u64| cluster.saturating_add(1);
+        let table = self.tables.as_ref().and_then(|tables| tables.last().copied()).map(behind);
+        let ends = fixed.chain(table).chain(self.refcounts.last_block().map(behind));
+        HostCluster::new(ends.max().unwrap_or(1))
+    }
+
     /// An L2 table was linked or dropped.
     pub(super) fn remember_table(&mut self, table: HostOffset, linked: bool) {
         let cluster = self.geometry.host_cluster(table).get();

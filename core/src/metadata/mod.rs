@@ -308,6 +308,12 @@ impl Metadata {
         self.refcounts.next_free(storage, from.get())
     }
 
+    /// The cluster behind the last one that is in use, of the first `clusters` of the file. Refcounts that call tables
+    /// free are not believed.
+    pub(crate) fn end_of_use(&mut self, storage: &impl ReadStorage, clusters: u64) -> Result<HostCluster> {
+        Ok(self.refcounts.end_of_use(storage, clusters)?.max(self.end_of_tables()))
+    }
+
     /// Gives the active L1 table `entries` entries: a longer one moves to a new place, a shorter one stays.
     ///
     /// The caller has made the entries beyond a shorter end unallocated, and commits right after.

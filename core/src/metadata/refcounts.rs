@@ -123,6 +123,11 @@ impl Refcounts {
         self.block_clusters.range(first..first.saturating_add(count)).next().copied()
     }
 
+    /// The highest cluster that holds a refcount block.
+    pub(crate) fn last_block(&self) -> Option<u64> {
+        self.block_clusters.last().copied()
+    }
+
     fn block_offset(&self, table_index: u64) -> Result<Option<HostOffset>> {
         let raw = usize::try_from(table_index).ok().and_then(|at| self.table.get(at)).copied().unwrap_or(0);
         decode_refcount_table_entry(raw, &self.geometry).map_err(|error| {
@@ -168,6 +173,23 @@ impl Refcounts {
         let index = self.geometry.refcount_block_index(cluster);
         let block = self.block(storage, self.geometry.refcount_table_index(cluster))?;
         Ok(block.and_then(|block| read_refcount(&block.bytes, index, order)).unwrap_or(0))
+    }
+
+    /// The cluster behind the last one below `clusters` whose refcount is not 0. Missing blocks are passed over whole: a
+    /// file can be long and hold nothing.
+    pub(crate) fn end_of_use(&mut self, storage: &impl ReadStorage, clusters: u64) -> Result<HostCluster> {
+        let (order, entries) = (self.geometry.refcount_order(), self.geometry.refcount_block_entries());
+        let blocks = clusters.div_ceil(entries.max(1)).min(u64::try_from(self.table.len()).unwrap_or(u64::MAX));
+        for table_index in (0..blocks).rev() {
+            let Some(block) = self.block(storage, table_index)? else { continue };
+            let first = table_index.saturating_mul(entries);
+            let inside = clusters.saturating_sub(first).min(entries);
+            let used = (0..inside).rev().find(|&n| read_refcount(&block.bytes, n, order).is_some_and(|r| r > 0));
+            if let Some(last) = used {
+                return Ok(HostCluster::new(first.saturating_add(last).saturating_add(1)));
+            }
+        }
+        Ok(HostCluster::new(0))
     }
 
     /// Adds one reference to each cluster of the range, making blocks where there are none.
