@@ -40,12 +40,16 @@ impl<S: Storage> Image<S> {
         self.metadata.set_virtual_size(size)?;
         // The larger size must not be seen before what would show in the new space is covered with zeros.
         let covered = self.cover_new_space(old, size).and_then(|()| self.commit());
-        if let Err(error) = covered {
+        let grown = covered.and_then(|()| {
+            self.metadata.publish_size();
+            self.flush()
+        });
+        if grown.is_err() {
+            // The caller is told that it has the old size, and so is the next commit.
             self.metadata.set_virtual_size(old)?;
-            return Err(error);
+            self.metadata.publish_size();
         }
-        self.metadata.publish_size();
-        self.flush()
+        grown
     }
 
     /// Zeroes what shows between two sizes: the backing file, the rest of the cluster in which the disk used to end, and
