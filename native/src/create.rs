@@ -16,6 +16,9 @@ pub struct NewImage {
     pub size: u64,
     /// The format, with what belongs to it.
     pub format: NewFormat,
+    /// Whether what is made reaches the disk before the call returns, and later flushes do; see
+    /// [`FileStorage::set_barriers`].
+    pub durable: bool,
 }
 
 /// The format of a new image.
@@ -52,6 +55,7 @@ impl NewImage {
         self.validate()?;
         let storage = FileStorage::open(path, FileAccess::Create)?;
         storage.lock(lock_request(self.layer_format(), true))?;
+        storage.set_barriers(self.durable);
         match &self.format {
             NewFormat::Raw(preallocation) => Disk::create_raw(storage, self.size, *preallocation),
             NewFormat::Qcow2(options) => {

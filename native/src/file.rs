@@ -80,6 +80,8 @@ pub struct FileStorage {
     capabilities: Capabilities,
     /// No other process changes the file: what was learned of holes stays true.
     exclusive: AtomicBool,
+    /// Barriers wait for the disk.
+    barriers: AtomicBool,
     /// The number of changes made, by which an old extent is known.
     changes: AtomicU64,
     last_extent: Mutex<Option<CachedExtent>>,
@@ -137,6 +139,7 @@ impl FileStorage {
             device_length,
             capabilities,
             exclusive: AtomicBool::new(false),
+            barriers: AtomicBool::new(true),
             changes: AtomicU64::new(0),
             last_extent: Mutex::new(None),
             held_locks: Mutex::default(),
@@ -172,6 +175,12 @@ impl FileStorage {
             Some(length) => Ok(length),
             None => Ok(sys::allocated_bytes(&self.metadata()?)),
         }
+    }
+
+    /// Whether barriers wait for the disk, as they do at first. Without, a power cut can damage all of the file: for
+    /// files that are worth nothing until they are complete (QEMU: `cache=unsafe`).
+    pub fn set_barriers(&self, wait: bool) {
+        self.barriers.store(wait, Ordering::Release);
     }
 
     /// The image locks held on the file.
@@ -366,7 +375,7 @@ impl Storage for FileStorage {
     }
 
     fn barrier(&self) -> Result<(), StorageError> {
-        if self.read_only {
+        if self.read_only || !self.barriers.load(Ordering::Acquire) {
             return Ok(());
         }
         self.file.sync_data().map_err(|error| storage_error(&error, StorageOperation::Barrier.verb(), None))

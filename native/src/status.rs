@@ -79,9 +79,33 @@ impl<'a> Statuses<'a> {
     /// # Errors
     /// As [`Disk::next_extent`].
     pub fn next(&mut self, offset: u64, length: u64) -> Result<Status> {
+        Ok(self.next_with_extent(offset, length)?.0)
+    }
+
+    /// As [`Statuses::next`], with the extent that reads it.
+    ///
+    /// # Errors
+    /// As [`Disk::next_extent`].
+    pub fn next_with_extent(&mut self, offset: u64, length: u64) -> Result<(Status, Extent)> {
         let extent = self.disk.next_extent(offset, length)?;
-        let status = self.of_extent(&extent);
-        if !status.data || status.compressed { Ok(status) } else { self.look_for_holes(status) }
+        self.complete(extent)
+    }
+
+    /// As [`Statuses::next_with_extent`], of the top layer alone: what it leaves to the layer below is not present.
+    ///
+    /// # Errors
+    /// As [`Disk::next_local_extent`].
+    pub fn next_local(&mut self, offset: u64, length: u64) -> Result<(Status, Extent)> {
+        let extent = self.disk.next_local_extent(offset, length)?;
+        self.complete(extent)
+    }
+
+    fn complete(&mut self, extent: Extent) -> Result<(Status, Extent)> {
+        let mut status = self.of_extent(&extent);
+        if status.data && !status.compressed {
+            status = self.look_for_holes(status)?;
+        }
+        Ok((status, Extent { length: status.length, ..extent }))
     }
 
     /// The longest run of one state that begins at `offset`, at most `length` bytes.

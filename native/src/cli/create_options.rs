@@ -235,7 +235,7 @@ impl ImageOptions {
             LayerFormat::Raw => NewFormat::Raw(preallocation),
             LayerFormat::Qcow2 => NewFormat::Qcow2(self.qcow2(preallocation)?),
         };
-        Ok(NewImage { size: virtual_size, format })
+        Ok(NewImage { size: virtual_size, format, durable: true })
     }
 
     fn qcow2(&self, preallocation: Preallocation) -> Result<CreateOptions, String> {

@@ -10,6 +10,7 @@ pub(crate) mod options;
 mod output;
 mod personality;
 mod plan;
+mod progress;
 mod runtime;
 mod shell;
 pub(crate) mod size;
@@ -118,6 +119,7 @@ fn dispatch(verb: &Verb, session: &mut Session<'_>) -> Outcome {
     match verb {
         Verb::Info(args) => verbs::info::run(args, session),
         Verb::Create(args) => verbs::create::run(args, session),
+        Verb::Convert(args) => verbs::convert::run(args, session),
         Verb::Io(args) => verbs::io::run(args, session),
         Verb::Map(args) => verbs::map::run(args, session),
         Verb::Completions { shell } => shell::completions(*shell, session.out),

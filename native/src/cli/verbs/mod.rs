@@ -1,5 +1,6 @@
 //! The verbs, each thin: a checked plan, a call, output.
 
+pub(crate) mod convert;
 pub(crate) mod create;
 pub(crate) mod info;
 pub(crate) mod io;

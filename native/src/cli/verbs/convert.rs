@@ -1,0 +1,255 @@
+//! `convert`.
+
+use std::ffi::{OsStr, OsString};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qcowkit_core::format::Name;
+use qcowkit_core::image::{LayerFormat, OpenOptions};
+use qcowkit_core::storage::ReadStorage;
+
+use crate::cli::args::ConvertArgs;
+use crate::cli::create_options::{ImageOptions, help};
+use crate::cli::failure::{Failure, Outcome, qemu_lines};
+use crate::cli::options::{OptionList, c_number};
+use crate::cli::plan::{Session, Source, only_writeback, refuse, source_of_backing};
+use crate::cli::progress::Progress;
+use crate::codec::NativeCodecs;
+use crate::convert::{ConvertError, ConvertOptions, TargetState, convert, total_size};
+use crate::create::NewImage;
+use crate::disk::Disk;
+use crate::open::{OpenRequest, format_by_name, local_path, relative_to, system_words};
+
+/// Copies disks into one.
+pub(crate) fn run(args: &ConvertArgs, session: &mut Session<'_>) -> Outcome {
+    let plan = Plan::new(args, session)?;
+    if plan.list.wants_help() {
+        write!(session.out, "{}", help(plan.format, plan.target.is_some()))?;
+        return Ok(0);
+    }
+    let Some(target) = &plan.target else { return Err(Failure::new("Must specify image file name")) };
+    let mut sources = Vec::new();
+    for source in &plan.sources {
+        sources.push(source.open(session.personality)?);
+    }
+    let total = total_size(&sources).map_err(|error| Failure::new(error.to_string()))?;
+    let backing = plan.check_backing(target, session)?;
+    let mut disk = if args.no_create {
+        plan.existing(args, target, total, session)?
+    } else {
+        plan.create(target, total, session)?
+    };
+    let options = ConvertOptions {
+        compress: args.compress,
+        sparse_size: plan.sparse,
+        backing,
+        target: target_state(args, &disk),
+        out_of_order: args.oob_writes && !args.compress,
+        workers: plan.workers,
+        copy_offload: args.copy_range_offloading,
+    };
+    let mut progress = Progress::new(session.personality, args.progress, args.quiet, session.out);
+    let copied = convert(&mut sources, &mut disk, &options, &mut |done, total| {
+        progress.step(done, total);
+        ControlFlow::Continue(())
+    });
+    progress.finish(copied.is_ok());
+    copied.map_err(|error| match error {
+        ConvertError::Read { source, .. } => Failure::new(format!("{}: {error}", plan.sources[source].path.display())),
+        ConvertError::TargetTooSmall { .. } => Failure::new(error.to_string()),
+        _ => Failure::new(format!("{}: {error}", target.display())),
+    })?;
+    Ok(0)
+}
+
+/// What the target holds before anything is copied.
+fn target_state(args: &ConvertArgs, disk: &Disk) -> TargetState {
+    let raw_device = disk.format() == LayerFormat::Raw && disk.file().capabilities().block_device;
+    match (args.no_create, args.target_is_zero) {
+        (true, true) => TargetState::Zeroed,
+        (true, false) => TargetState::Existing,
+        // What a device holds is still there after it was taken for a new image.
+        (false, _) if raw_device => TargetState::Existing,
+        (false, _) => TargetState::New,
+    }
+}
+
+/// The arguments, checked.
+struct Plan {
+    sources: Vec<Source>,
+    target: Option<PathBuf>,
+    format: LayerFormat,
+    list: OptionList,
+    options: Option<ImageOptions>,
+    sparse: u64,
+    workers: usize,
+    durable: bool,
+}
+
+impl Plan {
+    fn new(args: &ConvertArgs, session: &Session<'_>) -> Result<Self, Failure> {
+        refuse_unsupported(args)?;
+        let name = args.target_format.as_deref().unwrap_or("raw");
+        let format = format_by_name(name).map_err(|_| Failure::new(format!("Unknown file format '{name}'")))?;
+        let list = OptionList::parse(&args.options).map_err(|error| Failure::new(error.to_string()))?;
+        let (sparse, workers) = (sparse_bytes(args)?, workers(args)?);
+        let durable = durable(args)?;
+        check_combinations(args, format, &list)?;
+        let (sources, target) = match &args.files[..] {
+            [] | [_] if list.wants_help() => (Vec::new(), args.files.first()),
+            [sources @ .., target] if !sources.is_empty() => (sources.to_vec(), Some(target)),
+            _ => return Err(Failure::new("Must specify image file name")),
+        };
+        let open = |file: &OsString| args.open.source(session.personality, file, args.source_format.as_deref(), false);
+        let sources = sources.iter().map(open).collect::<Result<_, _>>()?;
+        let target = target.map(|target| local(target)).transpose()?;
+        let mut plan = Self { sources, target, format, list, options: None, sparse, workers, durable };
+        if !args.no_create && !plan.list.wants_help() {
+            plan.options = Some(plan.image_options(args)?);
+        }
+        Ok(plan)
+    }
+
+    fn image_options(&self, args: &ConvertArgs) -> Result<ImageOptions, Failure> {
+        let mut options = ImageOptions::parse(self.format, &self.list).map_err(Failure::new)?;
+        let name = args.target_format.as_deref().unwrap_or("raw");
+        if let Some(file) = &args.backing {
+            options
+                .set("backing_file", file)
+                .map_err(|_| Failure::new(format!("Backing file not supported for file format '{name}'")))?;
+        }
+        if let Some(format) = &args.backing_format {
+            options
+                .set("backing_fmt", format)
+                .map_err(|_| Failure::new(format!("Backing file format not supported for file format '{name}'")))?;
+        }
+        if options.text("backing_file").is_some() && options.text("backing_fmt").is_none() {
+            return Err(Failure::new("Use of backing file requires explicit backing format"));
+        }
+        if args.compress && options.text("preallocation").is_some_and(|mode| mode != "off") {
+            return Err(Failure::new("Compression and preallocation not supported at the same time"));
+        }
+        Ok(options)
+    }
+
+    /// Opens the backing file that the arguments give the target, to see that it can be; false if they give none.
+    fn check_backing(&self, target: &Path, session: &Session<'_>) -> Result<bool, Failure> {
+        let named = self
+            .options
+            .as_ref()
+            .and_then(|options| Some((options.text("backing_file")?, options.text("backing_fmt").unwrap_or_default())));
+        let Some((name, format)) = named else { return Ok(false) };
+        let failed = |error: qcowkit_core::Error| Failure::new(format!("backing file '{name}': {error}"));
+        let path = relative_to(target, &Name::new(name.as_bytes())).map_err(failed)?;
+        let format = Some(format_by_name(&format).map_err(failed)?);
+        source_of_backing(path, OpenRequest { format, ..OpenRequest::default() }).open(session.personality)?;
+        Ok(true)
+    }
+
+    fn create(&self, target: &Path, total: u64, session: &Session<'_>) -> Result<Disk, Failure> {
+        let shown = target.display();
+        let failed = |text: String| {
+            Failure::new(format!(
+                "{shown}: error while converting {}: {text}",
+                crate::cli::create_options::format_name(self.format)
+            ))
+        };
+        let Some(options) = &self.options else { return Err(Failure::new("no options for the new image")) };
+        let size = options.size().unwrap_or(total);
+        if size < total {
+            return Err(Failure::new("output file is smaller than input file"));
+        }
+        let new = NewImage { durable: self.durable, ..options.new_image(size).map_err(failed)? };
+        let open = OpenOptions { codecs: Arc::new(NativeCodecs), ..OpenOptions::default() };
+        new.create(target, open).map_err(|error| {
+            failed(match (system_words(&error), session.personality.is_own()) {
+                (Some(words), false) => format!("Could not create '{shown}': {words}"),
+                _ => qemu_lines(&error, session.personality),
+            })
+        })
+    }
+
+    /// The target as it is, for `-n`.
+    fn existing(&self, args: &ConvertArgs, target: &Path, total: u64, session: &Session<'_>) -> Result<Disk, Failure> {
+        let name = args.target_format.as_deref().or(Some("raw"));
+        let source = args.open.source(session.personality, target.as_os_str(), name, true)?;
+        let disk = source.open(session.personality)?;
+        disk.file().set_barriers(self.durable);
+        if disk.virtual_size() < total {
+            return Err(Failure::new("output file is smaller than input file"));
+        }
+        Ok(disk)
+    }
+}
+
+fn local(target: &OsStr) -> Result<PathBuf, Failure> {
+    local_path(target.as_encoded_bytes()).map_err(|error| Failure::new(format!("{}: {error}", target.display())))
+}
+
+fn refuse_unsupported(args: &ConvertArgs) -> Result<(), Failure> {
+    args.open.check()?;
+    refuse(&[
+        (args.source_snapshot.is_some(), "-l (a snapshot as the source)"),
+        (args.rate.is_some(), "-r (a limit of the rate)"),
+        (args.salvage, "--salvage"),
+        (args.bitmaps, "--bitmaps"),
+        (args.skip_broken_bitmaps, "--skip-broken-bitmaps"),
+        (args.target_image_opts, "--target-image-opts"),
+        (args.source_image_opts, "--source-image-opts"),
+    ])?;
+    only_writeback(args.source_cache.as_deref(), "source")
+}
+
+fn sparse_bytes(args: &ConvertArgs) -> Result<u64, Failure> {
+    const MOST: u64 = 16 << 20;
+    let Some(text) = &args.sparse_size else { return Ok(4096) };
+    let bytes = crate::cli::size::parse(text)
+        .map_err(|_| Failure::new(format!("Invalid buffer size for sparse output specified: '{text}'.")))?;
+    if !bytes.is_multiple_of(512) || bytes > MOST {
+        return Err(Failure::new(format!(
+            "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to {MOST}. Select 0 to \
+             disable sparse detection (fully allocates output)."
+        )));
+    }
+    Ok(bytes)
+}
+
+fn workers(args: &ConvertArgs) -> Result<usize, Failure> {
+    let Some(text) = &args.parallel else { return Ok(8) };
+    match c_number(text) {
+        Some(number @ 1..=16) => Ok(number as usize),
+        Some(_) => Err(Failure::new("Invalid number of coroutines specified. Must be between 1 and 16.")),
+        None => Err(Failure::new(format!("Invalid number of coroutines specified: '{text}'."))),
+    }
+}
+
+/// Whether the target is flushed to the disk at the end.
+fn durable(args: &ConvertArgs) -> Result<bool, Failure> {
+    match args.target_cache.as_deref() {
+        None | Some("unsafe") => Ok(false),
+        Some("writeback" | "writethrough") => Ok(true),
+        Some(mode @ ("none" | "off" | "directsync")) => {
+            Err(Failure::new(format!("the target cache mode '{mode}' is not supported")))
+        }
+        Some(other) => Err(Failure::new(format!("Invalid cache option: {other}"))),
+    }
+}
+
+fn check_combinations(args: &ConvertArgs, format: LayerFormat, list: &OptionList) -> Result<(), Failure> {
+    let wrong = [
+        (args.no_create && !list.entries.is_empty(), "-o has no effect when skipping image creation"),
+        (args.target_is_zero && !args.no_create, "--target-is-zero requires use of -n flag"),
+        (args.copy_range_offloading && args.sparse_size.is_some(), "Cannot enable copy offloading when -S is used"),
+        (args.copy_range_offloading && args.compress, "Cannot enable copy offloading when -c is used"),
+        (args.compress && format == LayerFormat::Raw, "Compression not supported for this file format"),
+        (
+            args.no_create && args.backing.is_some(),
+            "-B together with -n is not supported: the target keeps the backing file it has",
+        ),
+    ];
+    match wrong.iter().find(|(wrong, _)| *wrong) {
+        Some((_, words)) => Err(Failure::new(*words)),
+        None => Ok(()),
+    }
+}
