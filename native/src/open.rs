@@ -92,17 +92,8 @@ impl std::error::Error for OpenError {
 pub fn open(path: impl AsRef<Path>, request: &OpenRequest) -> Result<Disk, OpenError> {
     let path = path.as_ref();
     let top = |error: Error| OpenError { image: path.into(), failed: path.into(), depth: 0, error };
-    let read_only = request.options.read_only;
-    let file = local_path(path.as_os_str().as_encoded_bytes()).map_err(top)?;
-    let access = if read_only { FileAccess::Read } else { FileAccess::Write };
-    let storage = FileStorage::open(&file, access).map_err(|error| top(error.into()))?;
-    let format = match request.format {
-        Some(format) => format,
-        None => probe(&storage).map_err(top)?,
-    };
-    if !request.force_share {
-        storage.lock(lock_request(format, !read_only)).map_err(|error| top(error.into()))?;
-    }
+    let (storage, format) = open_file(path, request)?;
+    let file = storage.path().to_owned();
     match format {
         LayerFormat::Raw => RawDisk::new(storage, &request.options).map(Disk::Raw).map_err(top),
         LayerFormat::Qcow2 => {
@@ -122,6 +113,26 @@ pub fn open(path: impl AsRef<Path>, request: &OpenRequest) -> Result<Disk, OpenE
             })
         }
     }
+}
+
+/// Opens the file of an image and takes its locks, without looking further than its first bytes.
+///
+/// # Errors
+/// The file cannot be opened or is locked.
+pub fn open_file(path: &Path, request: &OpenRequest) -> Result<(FileStorage, LayerFormat), OpenError> {
+    let top = |error: Error| OpenError { image: path.into(), failed: path.into(), depth: 0, error };
+    let read_only = request.options.read_only;
+    let file = local_path(path.as_os_str().as_encoded_bytes()).map_err(top)?;
+    let access = if read_only { FileAccess::Read } else { FileAccess::Write };
+    let storage = FileStorage::open(&file, access).map_err(|error| top(error.into()))?;
+    let format = match request.format {
+        Some(format) => format,
+        None => probe(&storage).map_err(top)?,
+    };
+    if !request.force_share {
+        storage.lock(lock_request(format, !read_only)).map_err(|error| top(error.into()))?;
+    }
+    Ok((storage, format))
 }
 
 /// The locks that QEMU takes for a file of this format.

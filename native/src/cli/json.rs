@@ -9,6 +9,8 @@ use serde_json::Value;
 /// A value whose members keep the order they were given in.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Json {
+    /// Nothing.
+    Null,
     /// `true` or `false`.
     Bool(bool),
     /// An integer.
@@ -124,7 +126,7 @@ impl From<Value> for Json {
     /// Members come in QEMU's order.
     fn from(value: Value) -> Self {
         match value {
-            Value::Null => Self::List(Vec::new()),
+            Value::Null => Self::Null,
             Value::Bool(value) => Self::Bool(value),
             Value::Number(number) => Self::Number(
                 number.as_u64().map(i128::from).or_else(|| number.as_i64().map(i128::from)).unwrap_or_default(),
@@ -150,15 +152,6 @@ impl Json {
         Ok(serde_json::to_value(report)?.into())
     }
 
-    /// A member of an object.
-    #[must_use]
-    pub(crate) fn get(&self, name: &str) -> Option<&Self> {
-        match self {
-            Self::Object(members) => members.iter().find(|(member, _)| member == name).map(|(_, value)| value),
-            _ => None,
-        }
-    }
-
     /// Prints the value over several lines, with a line end after it.
     ///
     /// # Errors
@@ -172,6 +165,7 @@ impl Json {
 
     fn pretty(&self, text: &mut String, depth: usize) {
         match self {
+            Self::Null => text.push_str("null"),
             Self::Bool(value) => text.push_str(if *value { "true" } else { "false" }),
             Self::Number(value) => {
                 let _ = write!(text, "{value}");

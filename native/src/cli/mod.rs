@@ -119,6 +119,8 @@ fn dispatch(verb: &Verb, session: &mut Session<'_>) -> Outcome {
     match verb {
         Verb::Info(args) => verbs::info::run(args, session),
         Verb::Create(args) => verbs::create::run(args, session),
+        Verb::Check(args) => verbs::check::run(args, session),
+        Verb::Compare(args) => verbs::compare::run(args, session),
         Verb::Convert(args) => verbs::convert::run(args, session),
         Verb::Io(args) => verbs::io::run(args, session),
         Verb::Map(args) => verbs::map::run(args, session),

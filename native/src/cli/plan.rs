@@ -10,6 +10,7 @@ use super::options::OptionList;
 use super::personality::Personality;
 use super::runtime;
 use crate::disk::Disk;
+use crate::file::FileStorage;
 use crate::open::{self, BackingPolicy, OpenRequest, format_by_name};
 use qcowkit_core::image::LayerFormat;
 
@@ -37,6 +38,20 @@ impl Source {
     /// In the words of the program that is spoken for.
     pub(crate) fn open(&self, personality: Personality) -> Result<Disk, Failure> {
         open::open(&self.path, &self.request).map_err(|error| Failure::open(&error, personality))
+    }
+
+    /// Opens the file alone, with its locks; tells its format.
+    ///
+    /// # Errors
+    /// In the words of the program that is spoken for.
+    pub(crate) fn open_file(&self, personality: Personality) -> Result<(FileStorage, LayerFormat), Failure> {
+        open::open_file(&self.path, &self.request).map_err(|error| Failure::open(&error, personality))
+    }
+
+    /// Something that makes the image impossible to open.
+    pub(crate) fn failure(&self, error: qcowkit_core::Error, personality: Personality) -> Failure {
+        let path = self.path.clone();
+        Failure::open(&open::OpenError { image: path.clone(), failed: path, depth: 0, error }, personality)
     }
 
     /// The same without the files that the image names.

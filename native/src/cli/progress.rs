@@ -72,7 +72,7 @@ impl<'a> Progress<'a> {
         }
     }
 
-    /// Ends it.
+    /// Ends it; done or not, as qemu-img's `convert` shows it.
     pub(crate) fn finish(self, complete: bool) {
         match self {
             Self::Silent => {}
@@ -81,6 +81,18 @@ impl<'a> Progress<'a> {
                 let _ = out.write_all(text);
             }
             Self::Bar { bar, .. } => bar.finish_and_clear(),
+        }
+    }
+
+    /// Ends it before the result is printed; true if a line end has to follow that.
+    pub(crate) fn leave(self) -> bool {
+        match self {
+            Self::Silent => false,
+            Self::Qemu { .. } => true,
+            Self::Bar { bar, .. } => {
+                bar.finish_and_clear();
+                false
+            }
         }
     }
 }

@@ -75,6 +75,7 @@ pub(crate) fn specific(out: &mut dyn Write, value: &Json, depth: usize) -> io::R
 
 fn after_colon(out: &mut dyn Write, value: &Json, depth: usize) -> io::Result<()> {
     match value {
+        Json::Null => writeln!(out),
         Json::Bool(value) => writeln!(out, " {value}"),
         Json::Number(value) => writeln!(out, " {value}"),
         Json::String(value) => writeln!(out, " {value}"),

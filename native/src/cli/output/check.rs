@@ -1,0 +1,153 @@
+//! `check` as qemu-img prints it: findings on standard error, then the summary.
+
+use std::ffi::OsStr;
+use std::io::{self, Write};
+
+use qcowkit_core::Structure;
+use qcowkit_core::operations::CheckReport;
+use qcowkit_core::operations::check::{Finding, FindingKind, Severity};
+use serde_json::json;
+
+use super::super::json::Json;
+use super::super::personality::Personality;
+
+/// What is wrong, one line each: as qemu-img words it where it has the line, else in ours.
+pub(crate) fn findings(report: &CheckReport, personality: Personality, out: &mut dyn Write) -> io::Result<()> {
+    if report.findings.is_empty() {
+        return Ok(());
+    }
+    out.flush()?;
+    let mut err = io::BufWriter::new(io::stderr().lock());
+    if personality.is_own() {
+        report.findings.iter().try_for_each(|finding| own_line(finding, &mut err))?;
+    } else {
+        // qemu-img looks at the flags last.
+        let copied = |finding: &&Finding| finding.kind == FindingKind::CopiedFlag;
+        let (flags, others): (Vec<_>, Vec<_>) = report.findings.iter().partition(copied);
+        others.into_iter().chain(flags).try_for_each(|finding| qemu_lines(finding, &mut err))?;
+    }
+    if report.findings_omitted > 0 {
+        writeln!(err, "... and {} more findings", report.findings_omitted)?;
+    }
+    err.flush()
+}
+
+fn own_line(finding: &Finding, err: &mut dyn Write) -> io::Result<()> {
+    let word = match finding.severity {
+        Severity::Corruption => "corruption",
+        Severity::Leak => "leak",
+        Severity::CheckError => "not checked",
+        Severity::Warning => "warning",
+    };
+    write!(err, "{word}: {}", finding.message)?;
+    let mut separator = " (";
+    for (name, offset) in [("host offset", finding.host_offset), ("guest offset", finding.guest_offset)] {
+        if let Some(offset) = offset {
+            write!(err, "{separator}{name} {offset:#x}")?;
+            separator = ", ";
+        }
+    }
+    writeln!(err, "{}", if separator == " (" { "" } else { ")" })
+}
+
+fn qemu_lines(finding: &Finding, err: &mut dyn Write) -> io::Result<()> {
+    let (Some(index), Some(actual)) = (finding.index, finding.actual) else { return plain(finding, err) };
+    let recorded = finding.recorded.unwrap_or(0);
+    match (finding.kind, finding.structure) {
+        (FindingKind::RefcountTooHigh | FindingKind::RefcountTooLow, _) => {
+            let word = if finding.kind == FindingKind::RefcountTooHigh { "Leaked" } else { "ERROR" };
+            for cluster in index..index.saturating_add(finding.count) {
+                writeln!(err, "{word} cluster {cluster} refcount={recorded} reference={actual}")?;
+            }
+            Ok(())
+        }
+        (FindingKind::CopiedFlag, Structure::L1Table) => {
+            writeln!(err, "ERROR OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={recorded:x} refcount={actual}")
+        }
+        (FindingKind::CopiedFlag, _) => {
+            writeln!(err, "ERROR OFLAG_COPIED data cluster: l2_entry={recorded:x} refcount={actual}")
+        }
+        _ => plain(finding, err),
+    }
+}
+
+fn plain(finding: &Finding, err: &mut dyn Write) -> io::Result<()> {
+    match finding.severity {
+        Severity::Warning => writeln!(err, "Warning: {}", finding.message),
+        Severity::Corruption | Severity::Leak | Severity::CheckError => writeln!(err, "ERROR: {}", finding.message),
+    }
+}
+
+/// The summary.
+pub(crate) fn human(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
+    if report.is_clean() {
+        writeln!(out, "No errors were found on the image.")?;
+    }
+    if report.corruptions > 0 {
+        writeln!(
+            out,
+            "\n{} errors were found on the image.\n\
+             Data may be corrupted, or further writes to the image may corrupt it.",
+            report.corruptions
+        )?;
+    }
+    if report.leaks > 0 {
+        writeln!(
+            out,
+            "\n{} leaked clusters were found on the image.\nThis means waste of disk space, but no harm to data.",
+            report.leaks
+        )?;
+    }
+    if report.check_errors > 0 {
+        writeln!(out, "\n{} internal errors have occurred during the check.", report.check_errors)?;
+    }
+    let (all, allocated) = (report.total_clusters, report.allocated_clusters);
+    if all > 0 && allocated > 0 {
+        let percent = |part: u64, whole: u64| part as f64 * 100.0 / whole as f64;
+        writeln!(
+            out,
+            "{allocated}/{all} = {:.2}% allocated, {:.2}% fragmented, {:.2}% compressed clusters",
+            percent(allocated, all),
+            percent(report.fragmented_clusters, allocated),
+            percent(report.compressed_clusters, allocated)
+        )?;
+    }
+    if report.image_end_offset > 0 {
+        writeln!(out, "Image end offset: {}", report.image_end_offset)?;
+    }
+    Ok(())
+}
+
+/// qemu-img's members, which it leaves out where they are 0; in our own mode all of the report as well, under `qcowkit`.
+pub(crate) fn json(report: &CheckReport, file: &OsStr, personality: Personality) -> io::Result<Json> {
+    let counters = [
+        ("image-end-offset", report.image_end_offset),
+        ("compressed-clusters", report.compressed_clusters),
+        ("total-clusters", report.total_clusters),
+        ("corruptions", report.corruptions),
+        ("leaks", report.leaks),
+        ("allocated-clusters", report.allocated_clusters),
+        ("fragmented-clusters", report.fragmented_clusters),
+    ];
+    let mut members = serde_json::Map::new();
+    for (name, count) in counters {
+        if count > 0 {
+            members.insert(name.into(), count.into());
+        }
+    }
+    members.insert("check-errors".into(), report.check_errors.into());
+    members.insert("filename".into(), file.to_string_lossy().into());
+    members.insert("format".into(), "qcow2".into());
+    if personality.is_own() {
+        members.insert(
+            "qcowkit".into(),
+            json!({
+                "warnings": report.warnings,
+                "incomplete": report.incomplete,
+                "findings": report.findings,
+                "findings_omitted": report.findings_omitted,
+            }),
+        );
+    }
+    Ok(serde_json::Value::Object(members).into())
+}
