@@ -105,7 +105,10 @@ fn after_operations(folder: &Path) -> Result<(), Failure> {
     let size = IO_DISK.to_string();
     run::call(run::command("qemu-img").current_dir(folder).args(["create", "-q", "-f", "qcow2", partial, &size]))?;
     let script = File::open(folder.join("io.txt"))?;
-    run::call(run::command("qemu-io").current_dir(folder).stdin(script).args(["-f", "qcow2", "-d", "unmap", partial]))?;
+    let mut qemu_io = run::command("qemu-io");
+    // It prints a prompt for every line.
+    qemu_io.current_dir(folder).stdin(script).stdout(std::process::Stdio::null());
+    run::call(qemu_io.args(["-f", "qcow2", "-d", "unmap", partial]))?;
     std::fs::rename(folder.join(partial), folder.join("io.qcow2"))?;
     Ok(())
 }
