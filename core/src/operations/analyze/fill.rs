@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use super::claims::{Claims, Paged};
 use super::collect::Notes;
 use super::gains::Counts;
-use super::layout::{DataRuns, Lengths};
+use super::layout::{DataRuns, GapCounter};
 use super::ledger::{HostCursor, Ledger, Lines, MAX_OVERLAPS, Overlap, SpaceBytes, SpaceClass};
 use super::ranges::Ranges;
 use crate::error::Result;
@@ -19,7 +19,7 @@ const PIECE: u64 = 2 << 20;
 /// What the pass gives.
 pub(super) struct Filled {
     pub(super) ledger: Ledger,
-    pub(super) gaps: Lengths,
+    pub(super) gaps: GapCounter,
     pub(super) runs: DataRuns,
     pub(super) zero_filled: Option<SpaceBytes>,
 }
@@ -69,7 +69,7 @@ struct Pass<'a, S: ?Sized> {
     snapshot_streams: &'a Ranges,
     lines: Lines<'a, S>,
     scanner: Option<Scanner<'a, S>>,
-    gaps: Lengths,
+    gaps: GapCounter,
     ledger: Ledger,
 }
 
@@ -82,7 +82,7 @@ impl<'a, S: ReadStorage + ?Sized> Pass<'a, S> {
             snapshot_streams: &notes.snapshot_streams,
             lines: Lines::new(storage, file_length),
             scanner: scan.then(|| Scanner::new(storage, file_length, notes.geometry.subcluster_size())),
-            gaps: Lengths::default(),
+            gaps: GapCounter::default(),
             ledger: Ledger { file_length, ..Ledger::default() },
         }
     }
@@ -99,7 +99,8 @@ impl<'a, S: ReadStorage + ?Sized> Pass<'a, S> {
             if held.is_none() {
                 let class = if cluster < used_end { SpaceClass::Free } else { SpaceClass::BeyondLastUsed };
                 if class == SpaceClass::Free {
-                    self.gaps.add(count);
+                    let (from, to) = (self.start(cluster), self.start(end));
+                    self.gaps.add(from, count, to.saturating_sub(from));
                 }
                 self.lines.add(class, self.start(end))?;
             } else {

@@ -190,6 +190,39 @@ pub struct GapBucket {
     pub bytes: u64,
 }
 
+/// A gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Gap {
+    /// First byte in the file.
+    pub host_offset: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// Gaps that are listed one by one.
+pub const MAX_LARGEST_GAPS: usize = 16;
+
+/// Collects gaps, in the order of the file.
+#[derive(Debug, Default)]
+pub(super) struct GapCounter {
+    /// In clusters.
+    lengths: Lengths,
+    largest: Vec<Gap>,
+}
+
+impl GapCounter {
+    /// A gap of `clusters`, which is `length` bytes long.
+    pub(super) fn add(&mut self, host_offset: u64, clusters: u64, length: u64) {
+        self.lengths.add(clusters);
+        let at = self.largest.partition_point(|gap| gap.length >= length);
+        if at < MAX_LARGEST_GAPS {
+            self.largest.truncate(MAX_LARGEST_GAPS.saturating_sub(1));
+            self.largest.insert(at, Gap { host_offset, length });
+        }
+    }
+}
+
 /// How much of the free space cannot take a request of a given size in one piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -212,10 +245,13 @@ pub struct FreeGaps {
     pub histogram: Vec<GapBucket>,
     /// What request sizes find too small.
     pub too_small_for: Vec<TooSmall>,
+    /// The [`MAX_LARGEST_GAPS`] largest gaps, the largest first, equal ones in the order of the file.
+    pub largest: Vec<Gap>,
 }
 
 impl FreeGaps {
-    pub(super) fn new(lengths: &Lengths, cluster_size: u64, request_sizes: &[u64]) -> Self {
+    pub(super) fn new(counter: GapCounter, cluster_size: u64, request_sizes: &[u64]) -> Self {
+        let GapCounter { lengths, largest } = counter;
         let gaps = lengths.distribution(cluster_size);
         let mut histogram: Vec<GapBucket> = Vec::new();
         for (length, count) in lengths.iter() {
@@ -236,7 +272,7 @@ impl FreeGaps {
             let bytes = small.fold(0u64, |sum, (size, count)| sum.saturating_add(size.saturating_mul(count)));
             TooSmall { request_size, bytes, ppm: ppm(bytes, gaps.bytes) }
         };
-        Self { gaps, histogram, too_small_for: request_sizes.iter().map(too_small).collect() }
+        Self { gaps, histogram, too_small_for: request_sizes.iter().map(too_small).collect(), largest }
     }
 }
 

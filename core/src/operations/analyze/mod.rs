@@ -22,7 +22,8 @@ mod tests;
 pub use claims::MAX_ANALYSIS_MAP_BYTES;
 pub use gains::{Compacted, Gain, Reclaim, WorstCase};
 pub use layout::{
-    CompressedOrder, DataRuns, Distribution, FreeGaps, GapBucket, GuestOrder, HostExtent, HostLayout, TooSmall,
+    CompressedOrder, DataRuns, Distribution, FreeGaps, Gap, GapBucket, GuestOrder, HostExtent, HostLayout,
+    MAX_LARGEST_GAPS, TooSmall,
 };
 pub use ledger::{Ledger, LedgerLine, MAX_OVERLAPS, Overlap, SpaceBytes, SpaceClass};
 pub use ranges::MAX_ANALYSIS_RUNS;
@@ -154,7 +155,7 @@ pub fn analyze<S: ReadStorage + ?Sized>(
         layout: Layout {
             guest_order,
             compressed,
-            free: FreeGaps::new(&filled.gaps, cluster_size, options.request_sizes),
+            free: FreeGaps::new(filled.gaps, cluster_size, options.request_sizes),
             file: filled.runs,
             host: None,
         },
