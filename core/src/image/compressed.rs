@@ -2,14 +2,16 @@
 
 use alloc::vec::Vec;
 
-use super::Image;
+use super::write::is_zero;
+use super::{DetectZeroes, Image};
 use crate::codec::CompressionType;
 use crate::error::{Error, Result};
 use crate::format::{GuestOffset, L2Entry};
 use crate::storage::Storage;
 
 impl<S: Storage> Image<S> {
-    /// Writes whole clusters compressed, each stored plainly where that is not larger.
+    /// Writes whole clusters compressed, each stored plainly where that is not larger. With `detect_zeroes`, a write of
+    /// nothing but zeros becomes a write-zeroes.
     ///
     /// # Errors
     /// A range that does not begin and end at a cluster (or end at the end of the disk); otherwise as
@@ -20,12 +22,20 @@ impl<S: Storage> Image<S> {
         if !self.geometry().is_aligned(offset) || !aligned_end {
             return Err(Error::invalid("compressed writes cover whole clusters"));
         }
+        self.begin_writing()?;
+        if self.options.detect_zeroes != DetectZeroes::Off && is_zero(from) {
+            return self.write_zeroes(
+                offset,
+                end.saturating_sub(offset),
+                self.options.detect_zeroes == DetectZeroes::Unmap,
+            );
+        }
         let cluster_len = self.geometry().cluster_len();
         let mut at = offset;
         for cluster in from.chunks(cluster_len) {
             match self.pack(cluster)? {
                 Some(packed) => self.write_packed(at, &packed)?,
-                None => self.write_at(at, cluster)?,
+                None => self.write_data(at, cluster)?,
             }
             at = at.saturating_add(u64::try_from(cluster_len).unwrap_or(0));
         }

@@ -201,14 +201,25 @@ impl Plan {
             .flat_map(|offset| encode_refcount_table_entry(Some(HostOffset::new(offset))).to_be_bytes())
             .collect();
         table.resize(cluster_bytes(self.refcount_table).len(), 0);
-        storage.write_at(size, &table)?;
-        storage.write_at(self.refcount_table.saturating_add(1).saturating_mul(size), &blocks)?;
+        write_table(storage, size, &table)?;
+        write_table(storage, self.refcount_table.saturating_add(1).saturating_mul(size), &blocks)?;
         // A hole reads as an empty table; what is never filled takes no space.
         let l1_offset = self.l1_start().saturating_mul(size);
         let l1_length = self.l1.saturating_mul(size);
         storage.write_zeroes(l1_offset, l1_length, ZeroMode::MayUnmap)?;
         Ok(())
     }
+}
+
+/// Writes a table where it was never written before: of a file that was just cut, the zeros at its end are there.
+fn write_table(storage: &impl Storage, offset: u64, bytes: &[u8]) -> Result<()> {
+    let used = match bytes.iter().rposition(|&byte| byte != 0) {
+        Some(last) if storage.capabilities().grows => last.saturating_add(1),
+        None if storage.capabilities().grows => 0,
+        Some(_) | None => bytes.len(),
+    };
+    storage.write_at(offset, bytes.get(..used).unwrap_or(bytes))?;
+    Ok(())
 }
 
 impl<S: Storage> Image<S> {
@@ -240,7 +251,7 @@ impl<S: Storage> Image<S> {
         }
         plan.write_tables(&storage)?;
         storage.barrier()?;
-        storage.write_at(0, &header)?;
+        write_table(&storage, 0, &header)?;
         storage.barrier()?;
         let ignore_missing_files = open.ignore_missing_files;
         let mut image = Self::open(storage, open.metadata_only())?;

@@ -53,25 +53,27 @@ impl<S: Storage> Image<S> {
         // The disk's last, partial unit counts as whole.
         let round_up = |at: u64| at.div_ceil(unit).saturating_mul(unit);
         let round_down = |at: u64| at.saturating_sub(at.checked_rem(unit).unwrap_or(0));
-        let mut from = round_up(offset);
-        let mut to = if end == self.virtual_size() { round_up(end) } else { round_down(end) };
+        let from = round_up(offset);
+        let to = if end == self.virtual_size() { round_up(end) } else { round_down(end) };
+        // In this order, as QEMU does it, so that the tail can reuse what the middle gives back.
         if offset < from {
-            let piece_end = end.min(from);
-            if self.rest_reads_zero(round_down(offset), offset, piece_end)? {
-                from = round_down(offset);
-                to = to.max(round_up(piece_end));
-            } else {
-                self.write_zero_bytes(offset, piece_end)?;
-            }
+            self.zero_part_of_unit(offset, end.min(from), may_unmap)?;
         }
-        if to < end && end > from {
-            if self.rest_reads_zero(to, to, end)? {
-                to = round_up(end);
-            } else {
-                self.write_zero_bytes(to.max(offset), end)?;
-            }
+        if from < to {
+            self.zero_units(from, to, may_unmap)?;
         }
-        if from < to { self.zero_units(from, to, may_unmap) } else { Ok(()) }
+        if to < end && from < end { self.zero_part_of_unit(to, end, may_unmap) } else { Ok(()) }
+    }
+
+    /// Zeroes a part of one unit: by zeroing it whole where the rest reads as zeros too, else by writing zeros.
+    fn zero_part_of_unit(&mut self, from: u64, to: u64, may_unmap: bool) -> Result<()> {
+        let unit = self.geometry().subcluster_size().max(1);
+        let unit_start = from.saturating_sub(from.checked_rem(unit).unwrap_or(0));
+        if self.rest_reads_zero(unit_start, from, to)? {
+            self.zero_units(unit_start, unit_start.saturating_add(unit), may_unmap)
+        } else {
+            self.write_zero_bytes(from, to)
+        }
     }
 
     /// Whether a unit that is zeroed in part reads as zeros elsewhere, because it is unallocated or zero: it can then
@@ -121,6 +123,9 @@ impl<S: Storage> Image<S> {
         let context = self.request_context();
         let geometry = context.geometry;
         let size = geometry.cluster_size();
+        // The disk's last cluster counts as whole, even if the disk ends within it.
+        let last_start = geometry.guest_clusters().saturating_sub(1).saturating_mul(size);
+        let to = if from <= last_start && to >= self.virtual_size() { geometry.align_up(to) } else { to };
         let (first, last) = (geometry.clusters_for(from), geometry.guest_cluster(GuestOffset::new(to)).get());
         let partial = |image: &mut Self, cluster: u64, from: u64, to: u64| -> Result<()> {
             let start = cluster.saturating_mul(size);
@@ -130,7 +135,7 @@ impl<S: Storage> Image<S> {
             };
             let range = part(from)..part(to);
             let done = image.each_cluster(cluster, cluster.saturating_add(1), &context, |entry, context| {
-                decide::write_zeroes_subclusters(entry, context, range.clone())
+                decide::write_zeroes_subclusters(entry, context, range.clone(), may_unmap)
             })?;
             if done { Ok(()) } else { image.write_zero_bytes(from, to.min(image.virtual_size())) }
         };

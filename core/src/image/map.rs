@@ -38,7 +38,7 @@ pub struct Extent {
     pub guest_offset: u64,
     /// Bytes.
     pub length: u64,
-    /// Which layer holds it: 0 is the image itself. Of unallocated runs: the bottom layer.
+    /// Which layer holds it: 0 is the image itself. Of unallocated runs: the last layer that is long enough.
     pub depth: u32,
     /// What it is.
     pub content: Content,
@@ -154,8 +154,8 @@ impl<S: Storage> Image<S> {
         };
         let size = layer.virtual_size();
         if here.guest_offset >= size {
-            // A layer that ends early answers with zeros, as if they were its own.
-            return Ok(Extent { depth: 1, content: Content::Zero { host_offset: None }, ..here });
+            // The chain ends here for what a layer below is too short to hold.
+            return Ok(here);
         }
         let length = here.length.min(size.saturating_sub(here.guest_offset));
         let below = match layer {

@@ -184,9 +184,11 @@ impl<S: Storage> Image<S> {
         self.metadata.release(&self.storage, Quarantined { first, count, pass: false })
     }
 
-    /// The host cluster that would continue a piece.
+    /// The host cluster that would continue a piece: as in QEMU, also one that was written in place.
     fn goal_after(&self, piece: &Piece) -> Option<HostCluster> {
-        piece.run.map(|run| run.first.saturating_add(run.count))
+        let end = piece.host_offset.saturating_add(piece.length);
+        (!self.geometry().data_file() && self.geometry().is_aligned(end.get()))
+            .then(|| self.geometry().host_cluster(end))
     }
 
     /// Decides the longest run from `offset` on that goes to one run of host bytes, within one step of the allocation.

@@ -276,7 +276,10 @@ pub fn discard(entry: L2Entry, ctx: &Context) -> Step {
     match entry {
         L2Entry::Plain { host: None, .. } if !ctx.has_backing => Step::unchanged(entry),
         L2Entry::Plain { host: None, .. } => Step::become_entry(entry, zero, HostOp::None),
-        L2Entry::Plain { host: Some(host), .. } if ctx.retains(host) => retain(entry, host, ctx),
+        L2Entry::Plain { host: Some(host), .. } if ctx.retains(host) => {
+            // QEMU leaves what is zero already alone, so that its space is never given back.
+            retain(entry, host, ctx, ctx.policy.unref != Unref::RetainQemu)
+        }
         L2Entry::Plain { host: Some(_), .. } | L2Entry::Compressed(_) => Step::let_go(entry, zero, ctx),
     }
 }
@@ -300,17 +303,25 @@ pub fn write_zeroes(entry: L2Entry, ctx: &Context, may_unmap: bool) -> Option<St
             let kept = L2Entry::zero_allocated(host, &ctx.geometry);
             Step::become_entry(entry, kept, raw_zeros(cluster(host, ctx), ctx))
         }
-        L2Entry::Plain { host: Some(host), .. } if ctx.retains(host) => retain(entry, host, ctx),
+        L2Entry::Plain { host: Some(host), .. } if ctx.retains(host) => {
+            // Here QEMU leaves it alone too, except that it zeroes the whole range of a raw data file first.
+            retain(entry, host, ctx, ctx.policy.unref != Unref::RetainQemu || ctx.raw())
+        }
         L2Entry::Plain { host: Some(_), .. } | L2Entry::Compressed(_) => Step::let_go(entry, zero, ctx),
     })
 }
 
 /// Makes some subclusters read as zeros: the head or tail of a request, with extended L2 entries. The host cluster
-/// stays. Subclusters beyond the 32 are ignored.
+/// stays. Subclusters beyond the 32 are ignored. `may_unmap`: a raw data file may get a hole, if the policy makes any.
 ///
 /// `None`: the entry cannot say it (compressed, or standard entries). Write zero bytes instead.
 #[must_use]
-pub fn write_zeroes_subclusters(entry: L2Entry, ctx: &Context, subclusters: Range<u32>) -> Option<Step> {
+pub fn write_zeroes_subclusters(
+    entry: L2Entry,
+    ctx: &Context,
+    subclusters: Range<u32>,
+    may_unmap: bool,
+) -> Option<Step> {
     let L2Entry::Plain { host, parts } = entry else {
         return None;
     };
@@ -328,7 +339,9 @@ pub fn write_zeroes_subclusters(entry: L2Entry, ctx: &Context, subclusters: Rang
             let size = ctx.geometry.subcluster_size();
             let offset = host.offset.saturating_add(u64::from(start).saturating_mul(size));
             let length = u64::from(end.saturating_sub(start)).saturating_mul(size);
-            raw_zeros(HostRange { offset, length }, ctx)
+            let range = HostRange { offset, length };
+            let holes = may_unmap && ctx.passes() && ctx.policy.retained_op == RetainedOp::Punch;
+            if ctx.raw() && holes { HostOp::Now(range, Effect::ZeroMayUnmap) } else { raw_zeros(range, ctx) }
         }
         Some(_) | None => HostOp::None,
     };
@@ -362,13 +375,13 @@ pub fn release(entry: L2Entry, ctx: &Context) -> (Release, HostOp) {
     (Release::None, host_op)
 }
 
-/// Zeros in a cluster that is kept.
-fn retain(entry: L2Entry, host: HostRef, ctx: &Context) -> Step {
+/// Zeros in a cluster that is kept. `again`: also what is zero already is passed down.
+fn retain(entry: L2Entry, host: HostRef, ctx: &Context, again: bool) -> Step {
     let kept = L2Entry::zero_allocated(host, &ctx.geometry);
     let range = cluster(host, ctx);
-    // QEMU leaves what is zero already alone, so that its space is never given back.
-    let worth_passing = kept != entry || ctx.policy.unref != Unref::RetainQemu;
-    let host_op = if ctx.passes() && worth_passing && !ctx.shared(host) {
+    let host_op = if !ctx.passes() || ctx.shared(host) {
+        raw_zeros(range, ctx)
+    } else if again || kept != entry {
         match ctx.policy.retained_op {
             RetainedOp::Punch if ctx.raw() => HostOp::Now(range, Effect::ZeroMayUnmap),
             RetainedOp::Punch => HostOp::Now(range, Effect::Discard),
@@ -376,7 +389,8 @@ fn retain(entry: L2Entry, host: HostRef, ctx: &Context) -> Step {
             RetainedOp::None => raw_zeros(range, ctx),
         }
     } else {
-        raw_zeros(range, ctx)
+        // Zeros written once more would fill the hole of the first time.
+        HostOp::None
     };
     Step::become_entry(entry, kept, host_op)
 }
