@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use qcowkit_core::format::HeaderArea;
+use qcowkit_core::operations::check;
 use qcowkit_core::storage::{
     MemoryStorage, OverlayStorage, ReadStorage, Storage, StorageError, StorageEvent, epochs, replay,
 };
@@ -114,7 +115,15 @@ fn check_state(
     rng: &mut Rng,
 ) -> Result<(), String> {
     let bytes = all_bytes(storage);
-    walk(&bytes)?;
+    let walked = walk(&bytes)?;
+    let header = HeaderArea::parse(&bytes).map_err(|e| e.to_string())?;
+    let report = check(storage, &header, &mut |_| ()).map_err(|e| e.to_string())?;
+    // The check and the walk share no code: they must agree. As in QEMU, refcounts behind the end of the file are no
+    // leaks, since they hold no space.
+    let leaks = walked.leaks((bytes.len() as u64).div_ceil(scenario.create.cluster_size));
+    if report.corruptions + report.check_errors > 0 || report.leaks != leaks {
+        return Err(format!("{leaks} leaks were walked, but check says: {report:?}"));
+    }
     let accepted = accepted(session, at);
     let dynamic: Box<dyn Storage + '_> = Box::new(storage);
     let mut image = open_over(dynamic, &scenario.open.clone().read_only(), backing(session))

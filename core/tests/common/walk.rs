@@ -86,9 +86,10 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// Clusters whose refcount is too high.
-    pub fn leaks(&self) -> usize {
-        self.recorded.iter().filter(|(cluster, n)| **n > self.references.get(cluster).copied().unwrap_or(0)).count()
+    /// Clusters of the first `clusters` whose refcount is too high.
+    pub fn leaks(&self, clusters: u64) -> u64 {
+        let references = |cluster| self.references.get(&cluster).copied().unwrap_or(0);
+        self.recorded.range(..clusters).filter(|&(&cluster, &n)| n > references(cluster)).count() as u64
     }
 
     /// Everything that breaks a promise; leaks do not.
