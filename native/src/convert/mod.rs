@@ -45,8 +45,6 @@ pub struct ConvertOptions {
     pub out_of_order: bool,
     /// The most threads that read and pack (`-m`), at least 1. More than the machine can run at once are not started.
     pub workers: usize,
-    /// Lets the kernel copy data where it can, without a look for zeros in them (`-C`). Not together with `compress`.
-    pub copy_offload: bool,
 }
 
 impl Default for ConvertOptions {
@@ -58,7 +56,6 @@ impl Default for ConvertOptions {
             target: TargetState::New,
             out_of_order: false,
             workers: 8,
-            copy_offload: false,
         }
     }
 }
@@ -77,8 +74,6 @@ pub struct ConvertReport {
     pub compressed_bytes: u64,
     /// What the packed clusters take in the file.
     pub packed_bytes: u64,
-    /// Of `data_bytes`, those that the kernel copied.
-    pub offloaded_bytes: u64,
 }
 
 /// Why a conversion ended early.
@@ -218,8 +213,8 @@ fn refuse(sources: &[Disk], target: &Disk, options: &ConvertOptions) -> Result<(
             }
             Some(_) => {}
         }
-        if options.copy_offload || options.out_of_order {
-            return Err(Error::invalid("compression does not go with copy offloading or writes out of order"));
+        if options.out_of_order {
+            return Err(Error::invalid("compression does not go with writes out of order"));
         }
     }
     if options.backing && sources.len() != 1 {
