@@ -58,7 +58,7 @@ pub(crate) struct ConvertArgs {
     /// Not supported yet: limit the rate
     #[arg(short = 'r', long, value_name = "RATE", allow_hyphen_values = true)]
     pub(crate) rate: Option<String>,
-    /// Let the kernel copy data where it can, without a look for zeros in them
+    /// Not supported yet: let the kernel copy data
     #[arg(short = 'C', long)]
     pub(crate) copy_range_offloading: bool,
     /// Not supported yet: go on after read errors

@@ -47,7 +47,6 @@ pub(crate) fn run(args: &ConvertArgs, session: &mut Session<'_>) -> Outcome {
         target: target_state(args, &disk),
         out_of_order: args.oob_writes && !args.compress,
         workers: plan.workers,
-        copy_offload: args.copy_range_offloading,
     };
     let mut progress = Progress::new(session.personality, args.progress, args.quiet, session.out);
     let copied = convert(&mut sources, &mut disk, &options, &mut |done, total| {
@@ -192,6 +191,7 @@ fn refuse_unsupported(args: &ConvertArgs) -> Result<(), Failure> {
     refuse(&[
         (args.source_snapshot.is_some(), "-l (a snapshot as the source)"),
         (args.rate.is_some(), "-r (a limit of the rate)"),
+        (args.copy_range_offloading, "-C (copy offloading)"),
         (args.salvage, "--salvage"),
         (args.bitmaps, "--bitmaps"),
         (args.skip_broken_bitmaps, "--skip-broken-bitmaps"),
@@ -240,8 +240,6 @@ fn check_combinations(args: &ConvertArgs, format: LayerFormat, list: &OptionList
     let wrong = [
         (args.no_create && !list.entries.is_empty(), "-o has no effect when skipping image creation"),
         (args.target_is_zero && !args.no_create, "--target-is-zero requires use of -n flag"),
-        (args.copy_range_offloading && args.sparse_size.is_some(), "Cannot enable copy offloading when -S is used"),
-        (args.copy_range_offloading && args.compress, "Cannot enable copy offloading when -c is used"),
         (args.compress && format == LayerFormat::Raw, "Compression not supported for this file format"),
         (
             args.no_create && args.backing.is_some(),
