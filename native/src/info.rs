@@ -111,9 +111,10 @@ pub fn file_info(storage: &FileStorage) -> Result<FileInfo, StorageError> {
 /// The name of a backing file as seen from the current folder. Names with a protocol (`nbd:`) stand as they are.
 #[must_use]
 pub fn full_name(image: &Path, backing: &str) -> String {
-    let protocol = backing.split_once(':').is_some_and(|(before, _)| !before.contains('/'));
     match image.parent() {
-        Some(folder) if !protocol => folder.join(backing).to_string_lossy().into_owned(),
+        Some(folder) if crate::open::protocol(backing.as_bytes()).is_none() => {
+            folder.join(backing).to_string_lossy().into_owned()
+        }
         _ => backing.to_owned(),
     }
 }

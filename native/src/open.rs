@@ -194,7 +194,7 @@ pub fn local_path(name: &[u8]) -> Result<PathBuf, Error> {
 }
 
 /// What stands before a colon that comes before any slash.
-fn protocol(name: &[u8]) -> Option<&str> {
+pub(crate) fn protocol(name: &[u8]) -> Option<&str> {
     let end = name.iter().position(|&byte| byte == b':' || byte == b'/')?;
     (name[end] == b':' && end > 0).then(|| std::str::from_utf8(&name[..end]).ok()).flatten()
 }

@@ -5,11 +5,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use qcowkit::codec::NativeCodecs;
-use qcowkit::file::{FileAccess, FileStorage};
-use qcowkit::lock::LockRequest;
-use qcowkit_core::Error;
-use qcowkit_core::image::OpenOptions;
+use qcowkit::disk::Disk;
+use qcowkit::file::FileStorage;
+use qcowkit::open::OpenRequest;
+use qcowkit_core::image::LayerFormat;
+use qcowkit_core::{Error, ErrorKind};
 
 use crate::{convert, error};
 
@@ -79,9 +79,12 @@ impl Image {
     }
 }
 
+/// As the command line opens an image to look at it, without the files that it names.
 fn open(path: &Path) -> Result<FileImage, Error> {
-    let storage = FileStorage::open(path, FileAccess::Read)?;
-    storage.lock(LockRequest::READ)?;
-    let options = OpenOptions { codecs: std::sync::Arc::new(NativeCodecs), ..OpenOptions::default() };
-    FileImage::open(storage, options.read_only().metadata_only())
+    let request = OpenRequest { format: Some(LayerFormat::Qcow2), alone: true, ..OpenRequest::default() };
+    match qcowkit::open::open(path, &request) {
+        Ok(Disk::Qcow2(image)) => Ok(*image),
+        Ok(Disk::Raw(_)) => Err(ErrorKind::NotQcow2.into()),
+        Err(failure) => Err(failure.error),
+    }
 }
