@@ -41,6 +41,13 @@ impl<S: Storage> Image<S> {
         Ok(())
     }
 
+    /// Makes sure that a guest cluster's L2 table exists.
+    pub(crate) fn make_table(&mut self, cluster: GuestCluster) -> Result<()> {
+        self.begin_writing()?;
+        let l1_index = self.geometry().l1_index(cluster);
+        self.metadata.writable_table(&self.storage, l1_index)
+    }
+
     /// The storage that holds guest data: the data file if there is one.
     pub(crate) fn guest_storage(&self) -> &S {
         self.data_file.as_ref().unwrap_or(&self.storage)
