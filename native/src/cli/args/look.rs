@@ -98,6 +98,15 @@ pub(crate) struct CompareArgs {
 /// `analyze`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct AnalyzeArgs {
+    /// Format of the image, instead of looking
+    #[arg(short, long, value_name = "FORMAT", allow_hyphen_values = true)]
+    pub(crate) format: Option<String>,
+    /// Read the data, and find clusters that hold nothing but zeros
+    #[arg(short = 'z', long)]
+    pub(crate) scan_zeroes: bool,
+    /// Tell how much of the free space is in gaps too small for requests of this size; any number [default: 4k to 2M]
+    #[arg(short, long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) request_size: Vec<String>,
     /// Do not ask the file system where it keeps the file
     #[arg(long)]
     pub(crate) no_extents: bool,
@@ -113,8 +122,8 @@ pub(crate) struct AnalyzeArgs {
 /// `inspect`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct InspectArgs {
-    /// What to print: header, l1, l2, refcount-table, refcount-block, snapshots, bitmaps, all; for the tables with an
-    /// index after a colon, as in l2:3 [default: header]
+    /// What to print, any number: header, l1, l1:SNAPSHOT, l2:INDEX, l2:@OFFSET, refcount-table, refcount-block:INDEX,
+    /// snapshots, bitmaps, bitmap-table:INDEX, all [default: header]
     #[arg(short, long, value_name = "STRUCTURE")]
     pub(crate) show: Vec<String>,
     /// Follow this guest offset through every table entry on its way, through the chain
