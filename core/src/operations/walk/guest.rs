@@ -92,31 +92,30 @@ impl<S: ReadStorage + ?Sized> Walk<'_, S> {
         // Several snapshots with one L1 table are walked through once.
         let mut l1_tables: BTreeMap<(u64, u32), (u32, Uses)> = BTreeMap::new();
         for (index, snapshot) in (0u32..).zip(self.visit_snapshot_table(visitor)?) {
-            let source = Source::SnapshotTable { index: index.into() };
-            let bytes = u64::from(snapshot.l1_size).saturating_mul(8);
-            let kind = if !self.geometry.is_aligned(snapshot.l1_table_offset) {
+            let (host_offset, entries) = (snapshot.l1_table_offset, snapshot.l1_size);
+            let kind = if !self.geometry.is_aligned(host_offset) {
                 FaultKind::SnapshotL1Unaligned
-            } else if bytes > MAX_L1_BYTES {
-                FaultKind::SnapshotL1TooLarge { entries: snapshot.l1_size }
+            } else if u64::from(entries).saturating_mul(8) > MAX_L1_BYTES {
+                FaultKind::SnapshotL1TooLarge { entries }
             } else {
-                if bytes > 0 {
-                    visitor.reference(&HostReference {
-                        uses: Uses::SNAPSHOT,
-                        ..self.named_by(source, Structure::L1Table, snapshot.l1_table_offset, bytes)
-                    })?;
-                    let ways = l1_tables
-                        .entry((snapshot.l1_table_offset, snapshot.l1_size))
-                        .or_insert((index, Uses::default()));
+                if entries > 0 {
+                    let ways = l1_tables.entry((host_offset, entries)).or_insert((index, Uses::default()));
                     ways.1 = ways.1.add(Uses::SNAPSHOT);
                 }
                 continue;
             };
-            let fault = Fault { kind, source, host_offset: snapshot.l1_table_offset, uses: Uses::SNAPSHOT };
-            visitor.fault(&fault)?;
+            let source = Source::SnapshotTable { index: index.into() };
+            visitor.fault(&Fault { kind, source, host_offset, uses: Uses::SNAPSHOT })?;
         }
+        // In the order of their offsets: only what overlaps is read more than once.
+        let mut read_until = 0u64;
         for ((offset, entries), (first, uses)) in l1_tables {
             let bytes = u64::from(entries).saturating_mul(8);
-            budget.spend(bytes, Structure::L1Table)?;
+            let source = Source::SnapshotTable { index: first.into() };
+            visitor.reference(&HostReference { uses, ..self.named_by(source, Structure::L1Table, offset, bytes) })?;
+            let end = offset.saturating_add(bytes).min(self.file_length);
+            budget.spend(end.min(read_until).saturating_sub(offset), Structure::L1Table)?;
+            read_until = read_until.max(end);
             self.visit_l1(L1Owner::Snapshot(first), uses, offset, bytes, visitor, tables)?;
         }
         Ok(())

@@ -5,8 +5,8 @@
 //! [`Fault`], and the walk goes on as far as references can be followed.
 //!
 //! # Order
-//! Header and encryption header; the active L1 table and its entries; each snapshot's L1 table and its entries; the
-//! snapshot table; the L2 tables, in guest order, first the active ones; the bitmaps; the refcount table and, last,
+//! Header and encryption header; the active L1 table and its entries; the snapshot table; the snapshots' L1 tables and
+//! their entries; the L2 tables, in guest order, first the active ones; the bitmaps; the refcount table and, last,
 //! the refcount blocks.
 //!
 //! # Each table once
@@ -15,9 +15,10 @@
 //! whose entries all name the same L2 table costs no more than one entry.
 //!
 //! # Limits
-//! Memory: one L2 table or a megabyte, and 24 bytes for each L2 table that exists. Time: every table is read once. What
-//! can be shared in other ways (L1 tables that overlap, L2 tables that are not aligned, bitmap tables) is read until
-//! [`MAX_REPEATED_TABLE_BYTES`] are spent, then the walk fails with [`crate::ErrorKind::Limit`]. Holes are not read.
+//! Memory: one L2 table or a megabyte, 24 bytes for each L2 table, and the snapshot table and the bitmap directory,
+//! which have limits of their own. Time: every table is read once. What may be read again in other ways (parts of L1
+//! tables that overlap, L2 tables that are not aligned, bitmap tables) is read until [`MAX_REPEATED_TABLE_BYTES`] are
+//! spent, then the walk fails with [`crate::ErrorKind::Limit`]. Holes are not read.
 
 mod bitmaps;
 mod guest;
