@@ -9,6 +9,7 @@
 //! | [`status`] | what each part of a disk is, as QEMU tells it |
 //! | [`mod@convert`] | copying a disk into another image |
 //! | [`mod@compare`] | whether two disks hold the same |
+//! | [`trim`] | discarding ranges, and telling what became of them |
 //! | [`zeros`] | finding zeros in buffers |
 //! | [`lock`] | image locks, shared with QEMU |
 //! | [`extents`] | where the file system keeps a file |
@@ -36,6 +37,7 @@ pub mod info;
 pub mod lock;
 pub mod open;
 pub mod status;
+pub mod trim;
 pub mod zeros;
 
 /// The README's examples compile and run.

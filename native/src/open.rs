@@ -284,7 +284,8 @@ impl Gate {
 }
 
 /// Opens what images name, as far as a [`BackingPolicy`] allows it.
-struct FileOpener {
+#[derive(Debug)]
+pub struct FileOpener {
     gate: Gate,
     alone: bool,
     force_share: bool,
@@ -294,7 +295,9 @@ struct FileOpener {
 }
 
 impl FileOpener {
-    fn new(top: &Path, request: &OpenRequest) -> Self {
+    /// The opener for the chain of the image `top`.
+    #[must_use]
+    pub fn new(top: &Path, request: &OpenRequest) -> Self {
         Self {
             gate: Gate::new(request.backing, top),
             alone: request.alone,

@@ -125,10 +125,10 @@ fn dispatch(verb: &Verb, session: &mut Session<'_>) -> Outcome {
         Verb::Io(args) => verbs::io::run(args, session),
         Verb::Map(args) => verbs::map::run(args, session),
         Verb::Analyze(args) => verbs::analyze::run(args, session),
+        Verb::Discard(args) => verbs::discard::run(args, session),
         Verb::Inspect(args) => verbs::inspect::run(args, session),
         Verb::Completions { shell } => shell::completions(*shell, session.out),
         Verb::Manpages { directory } => shell::manpages(directory),
-        _ => Err(Failure::new("this verb is not in this build")),
     }
 }
 

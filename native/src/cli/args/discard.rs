@@ -13,6 +13,9 @@ pub(crate) struct DiscardArgs {
     /// Print nothing
     #[arg(short, long)]
     pub(crate) quiet: bool,
+    /// Show progress
+    #[arg(short, long)]
+    pub(crate) progress: bool,
     /// Run-time options under QEMU's names: discard-no-unref=on, pass-discard-request=off, ...
     #[arg(short, long = "options", value_name = "OPTIONS", allow_hyphen_values = true)]
     pub(crate) options: Vec<String>,

@@ -29,7 +29,7 @@ pub(crate) struct Cli {
 const AFTER_HELP: &str = "\
 Sizes and offsets take the suffixes k, M, G, T, P and E (powers of 1024), fractions such as 1.5G, and 0x.
 
-Nothing that an image names is opened unless it is allowed: see --backing.
+Nothing that an image names is opened unless it is allowed: see --backing-files.
 
 Called by the name qemu-img or qemu-io, this program stands in for that one.";
 

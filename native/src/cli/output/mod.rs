@@ -2,6 +2,7 @@
 
 pub(crate) mod analysis;
 pub(crate) mod check;
+pub(crate) mod discard;
 pub(crate) mod info;
 pub(crate) mod inspect;
 pub(crate) mod table;

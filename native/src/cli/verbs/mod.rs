@@ -5,6 +5,7 @@ pub(crate) mod check;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod create;
+pub(crate) mod discard;
 pub(crate) mod info;
 pub(crate) mod inspect;
 pub(crate) mod io;
