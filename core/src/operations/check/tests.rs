@@ -1,4 +1,4 @@
-//! The check over images broken on purpose. `native/tests/check.rs` compares the numbers with QEMU's.
+//! The check over images broken on purpose. `native/tests/check/` compares the numbers with QEMU's.
 
 use std::vec::Vec;
 
