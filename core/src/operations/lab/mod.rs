@@ -8,6 +8,8 @@
 //! | [`LabConfig`] | how the image is made and opened: policy, cluster size, preallocation, allocator |
 //! | [`replay()`], [`run_lab`] | does the trace's operations and counts what becomes of the image |
 //! | [`LabReport`] | the counts, as plain values |
+//! | [`advise`] | which configuration they speak for |
+//! | [`render`] | the report as text, CSV, SVG, HTML |
 //!
 //! No guest data are stored or read: the engine decides where they go, as for a real image, and the place is marked as
 //! allocated. So the time goes with the operations and the memory with the metadata, not with the size of the disk.
@@ -20,13 +22,14 @@ mod config;
 mod disk;
 mod guest;
 mod random;
+pub mod render;
 mod replay;
 mod report;
 #[cfg(test)]
 mod tests;
 mod trace;
 
-pub use advice::Advice;
+pub use advice::{Advice, Ranked, advise};
 pub use churn::{Churn, Trim};
 pub use config::LabConfig;
 pub use disk::{LabDisk, LabStorage, Skeleton};
