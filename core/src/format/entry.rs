@@ -215,7 +215,16 @@ impl L2Entry {
     ///
     /// # Errors
     /// [`EntryError`]; QEMU's `check` calls each of them a corruption too.
+    #[inline]
     pub fn decode(raw: RawL2Entry, geometry: &Geometry) -> Result<Self, EntryError> {
+        // Most entries of most images.
+        if raw == RawL2Entry::default() {
+            return Ok(Self::UNALLOCATED);
+        }
+        Self::decode_some(raw, geometry)
+    }
+
+    fn decode_some(raw: RawL2Entry, geometry: &Geometry) -> Result<Self, EntryError> {
         if raw.descriptor & COMPRESSED != 0 {
             return Self::decode_compressed(raw, geometry);
         }

@@ -50,6 +50,17 @@ impl<'a> Progress<'a> {
         }
     }
 
+    /// The same for work that is counted in operations, not bytes.
+    #[must_use]
+    pub(crate) fn in_operations(self) -> Self {
+        if let Self::Bar { bar, .. } = &self
+            && let Ok(style) = ProgressStyle::with_template("{bar:40.cyan} {percent:>3}% {human_pos}/{human_len} {eta}")
+        {
+            bar.set_style(style);
+        }
+        self
+    }
+
     /// Bytes done, of bytes to do.
     pub(crate) fn step(&mut self, done: u64, total: u64) {
         match self {

@@ -91,7 +91,12 @@ impl<S: ReadStorage> Copy<'_, S> {
             let piece = usize::try_from(end.saturating_sub(at).min(PIECE)).unwrap_or(0);
             let Some(bytes) = buffer.get_mut(..piece) else { break };
             self.from.read_at(at, bytes)?;
-            self.to.write_at(at, bytes)?;
+            // The copy reads as zeros where nothing is written: what is a hole stays one.
+            for (number, page) in (0u64..).zip(bytes.chunks(4096)) {
+                if page.iter().any(|&byte| byte != 0) {
+                    self.to.write_at(at.saturating_add(number.saturating_mul(4096)), page)?;
+                }
+            }
             at = at.saturating_add(PIECE);
         }
         Ok(())

@@ -274,7 +274,10 @@ fn discard_as_qemu(image: &mut Image<LabStorage>, offset: u64, length: u64) -> R
     let end = offset.saturating_add(length);
     let first = geometry.clusters_for(offset);
     let last = if end >= geometry.virtual_size() { geometry.clusters_for(end) } else { end >> geometry.cluster_bits() };
-    if first >= last || (geometry.version() < 3 && image.header().backing_file.is_some()) {
+    if first >= last
+        || end > geometry.virtual_size()
+        || (geometry.version() < 3 && image.header().backing_file.is_some())
+    {
         return image.discard(offset, length);
     }
     let mut cluster = first;

@@ -4,6 +4,7 @@ mod convert;
 mod create;
 mod discard;
 mod io;
+mod lab;
 mod look;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ pub(crate) use convert::ConvertArgs;
 pub(crate) use create::CreateArgs;
 pub(crate) use discard::DiscardArgs;
 pub(crate) use io::IoArgs;
+pub(crate) use lab::{ChurnArgs, ReplayArgs, TraceOutput};
 pub(crate) use look::{AnalyzeArgs, CheckArgs, CompareArgs, InfoArgs, InspectArgs, MapArgs};
 
 /// Opens, shapes and heals qcow2 disk images.
@@ -66,6 +68,12 @@ pub(crate) enum Verb {
     /// Print structures of an image, also of a broken one
     #[command(infer_long_args = true)]
     Inspect(InspectArgs),
+    /// Replay a workload under several discard policies, in memory, and compare what becomes of the image
+    #[command(infer_long_args = true)]
+    Replay(ReplayArgs),
+    /// Make up a workload like a virtual machine's, to be replayed
+    #[command(infer_long_args = true)]
+    Churn(ChurnArgs),
     /// Print completions for a shell
     #[command(hide = true)]
     Completions {
@@ -95,6 +103,8 @@ impl Verb {
             Self::Discard(_) => "discard",
             Self::Analyze(_) => "analyze",
             Self::Inspect(_) => "inspect",
+            Self::Replay(_) => "replay",
+            Self::Churn(_) => "churn",
             Self::Completions { .. } => "completions",
             Self::Manpages { .. } => "manpages",
         }

@@ -9,6 +9,7 @@ pub(crate) mod discard;
 pub(crate) mod info;
 pub(crate) mod inspect;
 pub(crate) mod io;
+pub(crate) mod lab;
 pub(crate) mod map;
 
 use std::io::Write;
