@@ -252,6 +252,14 @@ impl L2Entry {
         Ok(Self::Plain { host, parts })
     }
 
+    /// Whether the descriptor `next` differs from `now` by `step` bytes of host offset and by nothing else: then it
+    /// means the same, that much further on. For entries without subclusters that are not compressed.
+    #[must_use]
+    pub fn goes_on(now: u64, next: u64, step: u64) -> bool {
+        // A carry out of the offset would change a flag.
+        now.checked_add(step) == Some(next) && (now ^ next) & !OFFSET == 0
+    }
+
     /// What the entry would say if nothing were wrong with it, and all that is wrong: for the check of broken images,
     /// which has to follow references that reading refuses. The offset may be unaligned then.
     ///

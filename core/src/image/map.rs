@@ -120,13 +120,13 @@ impl<S: Storage> Image<S> {
             let count = last.distance_from(first).saturating_add(1);
             let mut position = first;
             let mut ended = false;
-            self.metadata.visit(&self.storage, first, count, |entry| {
+            self.metadata.visit_runs(&self.storage, first, count, |entry, clusters| {
                 let cluster_start = geometry.guest_start(position).get();
                 let more = match entry {
-                    Some(entry) => run.cluster(cluster_start, entry),
+                    Some(entry) => run.cluster(cluster_start, entry) && run.more(cluster_start, clusters),
                     None => run.missing_table(cluster_start),
                 };
-                position = position.saturating_add(1);
+                position = position.saturating_add(clusters);
                 ended = !more;
                 more
             })?;
@@ -226,6 +226,13 @@ impl Run {
                 true
             }
         }
+    }
+
+    /// Adds the clusters that go on like the one at `cluster_start`, which was added: `clusters` in all.
+    fn more(&mut self, cluster_start: u64, clusters: u64) -> bool {
+        let bytes = clusters.saturating_mul(self.geometry.cluster_size());
+        self.end = self.end.max(cluster_start.saturating_add(bytes)).min(self.limit);
+        true
     }
 
     /// Adds all clusters of a missing L2 table, from the one at `cluster_start` on.

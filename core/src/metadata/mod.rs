@@ -233,6 +233,45 @@ impl Metadata {
         Ok(count)
     }
 
+    /// As [`Metadata::visit`], but clusters that go on like the one before are told at once: `visit` gets the first
+    /// entry and the number of clusters for which it stands. All of them are mapped to one run of host clusters, or none
+    /// to any. Reading a whole disk's mapping takes a fraction of the time so.
+    pub(crate) fn visit_runs(
+        &mut self,
+        storage: &impl ReadStorage,
+        first: GuestCluster,
+        count: u64,
+        mut visit: impl FnMut(Option<L2Entry>, u64) -> bool,
+    ) -> Result<()> {
+        let in_table = self.geometry.l2_entries().saturating_sub(self.geometry.l2_index(first));
+        let count = count.min(in_table);
+        let Some(table) = self.l2_table(self.geometry.l1_index(first))? else {
+            visit(None, count);
+            return Ok(());
+        };
+        let per_slice = self.slices.entries_per_slice();
+        let mut done = 0u64;
+        while done < count {
+            let cluster = first.saturating_add(done);
+            let (slot, within) = self.slices.load(storage, table.offset, self.geometry.l2_index(cluster))?;
+            let raw = self.slices.entry(slot, within);
+            let entry = self.decode(raw, cluster, table.offset)?;
+            let here = count.saturating_sub(done).min(per_slice.saturating_sub(within));
+            let run = match entry {
+                L2Entry::Plain { host, .. } if !self.geometry.extended_l2() => {
+                    let step = if host.is_some() { self.geometry.cluster_size() } else { 0 };
+                    self.slices.run_length(slot, within, here, step)
+                }
+                L2Entry::Plain { .. } | L2Entry::Compressed(_) => 1,
+            };
+            if !visit(Some(entry), run) {
+                return Ok(());
+            }
+            done = done.saturating_add(run);
+        }
+        Ok(())
+    }
+
     /// Replaces the entry of a guest cluster whose L2 table is writable (see [`Metadata::writable_table`]).
     pub(crate) fn set_entry(
         &mut self,

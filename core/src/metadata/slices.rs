@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use byteorder::{BigEndian, ByteOrder};
 
 use crate::error::{Error, Result, Structure};
-use crate::format::{Geometry, HostOffset, RawL2Entry};
+use crate::format::{Geometry, HostOffset, L2Entry, RawL2Entry};
 use crate::storage::ReadStorage;
 
 /// Where a slice stands: host offset of its first byte.
@@ -165,6 +165,17 @@ impl SliceCache {
             *word = raw.bitmap;
         }
         self.dirty.insert(slice.key);
+    }
+
+    /// How many entries from `within` on, at most `limit` but at least one, each differ from the one before by `step`
+    /// bytes of host offset and by nothing else. For entries of one word.
+    pub(crate) fn run_length(&self, slot: SliceSlot, within: u64, limit: u64, step: u64) -> u64 {
+        let words = self.slots.get(slot.0).map_or(&[][..], |slice| &slice.words);
+        let words = usize::try_from(within).ok().and_then(|first| words.get(first..)).unwrap_or_default();
+        let words = usize::try_from(limit).ok().and_then(|limit| words.get(..limit)).unwrap_or(words);
+        let goes_on = |&(now, next): &(&u64, &u64)| L2Entry::goes_on(*now, *next, step);
+        let more = words.iter().zip(words.iter().skip(1)).take_while(goes_on).count();
+        u64::try_from(more).unwrap_or(0).saturating_add(1)
     }
 
     fn word_position(&self, within: u64) -> Option<usize> {
