@@ -347,7 +347,14 @@ impl Storage for FileStorage {
     }
 
     fn discard(&self, offset: u64, length: u64) -> Result<(), StorageError> {
-        let end = offset.saturating_add(length).min(self.len()?);
+        // To the end of the last block: a hole that stops at the end of the file would leave that block.
+        let file_end = match self.device_length {
+            Some(length) => length,
+            None => {
+                self.len()?.checked_next_multiple_of(self.capabilities.discard_alignment.into()).unwrap_or(MAX_OFFSET)
+            }
+        };
+        let end = offset.saturating_add(length).min(file_end);
         if offset >= end {
             return if self.read_only { self.admit(StorageOperation::Discard, offset, 0).map(drop) } else { Ok(()) };
         }
