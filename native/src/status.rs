@@ -52,6 +52,7 @@ struct LayerFacts {
     size: u64,
     qcow2: bool,
     encrypted: bool,
+    extended: bool,
     /// Whether host clusters may be holes of the file, so that asking the file pays; found out once.
     holes: Option<bool>,
 }
@@ -63,6 +64,7 @@ impl<'a> Statuses<'a> {
             size: layer.virtual_size(),
             qcow2: matches!(layer, LayerView::Qcow2(_)),
             encrypted: matches!(layer, LayerView::Qcow2(image) if image.header().header.crypt_method != 0),
+            extended: matches!(layer, LayerView::Qcow2(image) if image.geometry().extended_l2()),
             holes: None,
         };
         let layers = disk.layers().into_iter().map(facts).collect();
@@ -102,6 +104,9 @@ impl<'a> Statuses<'a> {
 
     fn complete(&mut self, extent: Extent) -> Result<(Status, Extent)> {
         let mut status = self.of_extent(&extent);
+        if extent.content == Content::Unallocated {
+            status = self.look_for_place(status)?;
+        }
         if status.data && !status.compressed {
             status = self.look_for_holes(status)?;
         }
@@ -162,6 +167,21 @@ impl<'a> Statuses<'a> {
             }
         }
         status
+    }
+
+    /// With extended L2 entries, parts of a cluster without data have a place in the file, which QEMU tells.
+    fn look_for_place(&mut self, mut status: Status) -> Result<Status> {
+        let Some(layer) = self.layers.get(status.depth as usize) else { return Ok(status) };
+        if !layer.extended || layer.encrypted || status.length == 0 {
+            return Ok(status);
+        }
+        let image = self.disk.image_mut().and_then(|image| image.image_at_depth_mut(status.depth));
+        if let Some(image) = image {
+            let (place, length) = image.next_place(status.start, status.length)?;
+            status.offset = place.map(|place| place.get());
+            status.length = length;
+        }
+        Ok(status)
     }
 
     /// Data of a qcow2 image that lie in a hole of its file read as zeros. QEMU asks the file only of images that have

@@ -142,6 +142,52 @@ impl<S: Storage> Image<S> {
         })
     }
 
+    /// Where the host clusters lie that this layer has for guest bytes from `offset` on, be they used or not: subclusters
+    /// without data have a place too. The first byte of the run's, or `None` if it has none, and the length of the run,
+    /// at most `length`. Compressed clusters have none of their own.
+    ///
+    /// # Errors
+    /// As [`Image::next_extent`].
+    pub fn next_place(&mut self, offset: u64, length: u64) -> Result<(Option<HostOffset>, u64)> {
+        let end = self.guest_range(offset, length)?;
+        let geometry = *self.geometry();
+        let cluster_size = geometry.cluster_size();
+        let mut at = offset;
+        let mut place = None;
+        while at < end {
+            let first = geometry.guest_cluster(GuestOffset::new(at));
+            let last = geometry.guest_cluster(GuestOffset::new(end.saturating_sub(1)));
+            let count = last.distance_from(first).saturating_add(1);
+            let mut more = true;
+            self.metadata.visit(&self.storage, first, count, |entry| {
+                let start = geometry.align_down(at);
+                let (here, stop) = match entry {
+                    Some(L2Entry::Plain { host: Some(host), .. }) => {
+                        (Some(host.offset.saturating_add(at.saturating_sub(start))), start.saturating_add(cluster_size))
+                    }
+                    Some(L2Entry::Plain { host: None, .. } | L2Entry::Compressed(_)) => {
+                        (None, start.saturating_add(cluster_size))
+                    }
+                    None => {
+                        let table = geometry.l2_coverage().max(1);
+                        let table_start = start.saturating_sub(start.checked_rem(table).unwrap_or(0));
+                        (None, table_start.saturating_add(table))
+                    }
+                };
+                let first_place = *place.get_or_insert(here);
+                more = here == first_place.map(|first| first.saturating_add(at.saturating_sub(offset)));
+                if more {
+                    at = stop.min(end);
+                }
+                more
+            })?;
+            if !more {
+                break;
+            }
+        }
+        Ok((place.flatten(), at.saturating_sub(offset)))
+    }
+
     /// What the layer below says of a run that this one leaves unallocated.
     fn below(&mut self, here: Extent) -> Result<Extent> {
         let Some(layer) = &mut self.backing else {

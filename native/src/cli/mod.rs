@@ -164,7 +164,7 @@ fn unparsed(error: &clap::Error, personality: Personality, verb: &str, out: &mut
             let letter = invalid_letter(error).unwrap_or_default();
             spelled(personality, &scope, &format!("option requires an argument -- '{letter}'"))
         }
-        ErrorKind::InvalidSubcommand => Failure::usage(format!("Command not found: {verb}")),
+        ErrorKind::InvalidSubcommand => spelled(personality, "", &format!("Command not found: {verb}")),
         _ => {
             let text = error.render().to_string();
             let line = text.lines().next().unwrap_or_default();

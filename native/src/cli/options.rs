@@ -40,12 +40,6 @@ impl OptionList {
     pub(crate) fn wants_help(&self) -> bool {
         self.entries.iter().any(|(key, value)| (key == "help" || key == "?") && value == "on")
     }
-
-    /// The last value of `key`: later ones win.
-    #[must_use]
-    pub(crate) fn last(&self, key: &str) -> Option<&str> {
-        self.entries.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
-    }
 }
 
 /// Splits at single commas; two commas stand for one.
@@ -152,10 +146,9 @@ mod tests {
     }
 
     #[test]
-    fn later_values_win_and_help_is_seen() {
+    fn lists_follow_each_other_and_help_is_seen() {
         let list = OptionList::parse(&["a=1,a=2", "a=3"]).unwrap();
-        assert_eq!(list.last("a"), Some("3"));
-        assert_eq!(list.last("b"), None);
+        assert_eq!(list.entries, owned(&[("a", "1"), ("a", "2"), ("a", "3")]));
         assert!(OptionList::parse(&["a=1,help"]).unwrap().wants_help());
         assert!(OptionList::parse(&["?"]).unwrap().wants_help());
         assert!(!OptionList::parse(&["help=off"]).unwrap().wants_help());

@@ -25,7 +25,7 @@ use crate::open::{OpenRequest, format_by_name, local_path, relative_to, system_w
 pub(crate) fn run(args: &ConvertArgs, session: &mut Session<'_>) -> Outcome {
     let plan = Plan::new(args, session)?;
     if plan.list.wants_help() {
-        write!(session.out, "{}", help(plan.format, plan.target.is_some()))?;
+        write!(session.out, "{}", help(plan.format, false))?;
         return Ok(0);
     }
     let Some(target) = &plan.target else { return Err(Failure::new("Must specify image file name")) };
