@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: the main job, on an image that it makes.
 //!
 //! A guest writes a disk and deletes half of it in pieces. The same discards are then carried out under three policies,
-//! each on a copy: what becomes of the file's length, of its space on the host and of its order is shown side by side,
+//! each on a copy: what becomes of its space on the host, of its order and of its growth is shown side by side,
 //! and every copy is checked and read back.
 
 use std::path::Path;
@@ -20,8 +20,12 @@ const MIB: u64 = 1 << 20;
 /// What one policy came to.
 struct Outcome {
     policy: &'static str,
-    length: u64,
+    /// Bytes that the host holds after the discards.
     on_host: Option<u64>,
+    /// After the rewrite: places where the disk's order and the file's part, as `analyze` counts them.
+    discontinuities: u64,
+    /// How long the file can get, if no gap in it fits what is written.
+    at_worst: u64,
 }
 
 /// The verb.
@@ -51,7 +55,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
         outcomes.push(carry_out(policy, options, &disk, &ranges)?);
     }
     run::heading("side by side");
+    run::say(&format!("   {:<20}{:>14}{:>16}{:>20}", "", "on the host", "out of order", "file at worst"));
     outcomes.iter().for_each(show);
+    run::say("   (on the host: after the discards; the rest: after the guest has written two of the pieces again)");
     run::say("\nEvery copy kept what was not discarded, reads zeros where it was, and is clean.");
     run::say("The images are in target/demo: try `qcowkit inspect --guest 1M`, `map` or `info` on them.");
     Ok(())
@@ -60,13 +66,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
 /// Discards on a copy of the disk, proves that the rest is untouched and the image clean, then lets the guest write
 /// again and looks where that went.
 fn carry_out(policy: &'static str, options: &'static str, disk: &Path, ranges: &[&str]) -> Result<Outcome, Failure> {
-    let copy = disk.with_file_name(format!("{}.qcow2", policy.replace([' ', ','], "-")));
+    let copy = disk.with_file_name(format!("{}.qcow2", policy.replace(", ", "-").replace([' ', '='], "-")));
     let _ = std::fs::remove_file(&copy);
     std::fs::copy(disk, &copy)?;
     qcowkit(&["discard", "-q", "-o", options], &copy, ranges)?;
     qcowkit(&["io", "-r", "-c", "read -q -P 0x11 0 1M", "-c", "read -q -P 0 1M 1M"], &copy, &[])?;
-    let outcome = Outcome { policy, length: std::fs::metadata(&copy)?.len(), on_host: on_host(&copy) };
-    show(&outcome);
+    let on_host = on_host(&copy);
     // Where the clusters were kept, the new data take their old places, in order.
     qcowkit(&["io", "-o", options, "-c", "write -q -P 0x33 5M 1M", "-c", "write -q -P 0x44 1M 1M"], &copy, &[])?;
     qcowkit(&["io", "-r", "-c", "read -q -P 0x33 5M 1M", "-c", "read -q -P 0x44 1M 1M"], &copy, &[])?;
@@ -77,17 +82,27 @@ fn carry_out(policy: &'static str, options: &'static str, disk: &Path, ranges: &
     } else {
         run::say("   (no qemu-img here to check it too)");
     }
-    Ok(outcome)
+    let mut analyze = run::command(run::program());
+    let report = run::ask(analyze.args(["analyze", "--output=json"]).arg(&copy)).unwrap_or_default();
+    let number = |key| number(&report, key).ok_or_else(|| Failure::new(format!("analyze tells no {key}")));
+    Ok(Outcome { policy, on_host, discontinuities: number("discontinuities")?, at_worst: number("without_reuse")? })
+}
+
+/// The first number under a key of a JSON text.
+fn number(json: &str, key: &str) -> Option<u64> {
+    let rest = json.split_once(&format!("\"{key}\":"))?.1.trim_start();
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 fn show(outcome: &Outcome) {
     let mebibytes = |bytes: u64| format!("{:.1} MiB", bytes as f64 / MIB as f64);
     let on_host = outcome.on_host.map_or_else(|| "not told".to_owned(), mebibytes);
     run::say(&format!(
-        "   {:<20} after the discards: length {:>9}, on the host {:>9}",
+        "   {:<20}{:>14}{:>16}{:>20}",
         outcome.policy,
-        mebibytes(outcome.length),
-        on_host
+        on_host,
+        format!("{} times", outcome.discontinuities),
+        mebibytes(outcome.at_worst)
     ));
 }
 
@@ -107,5 +122,18 @@ fn on_host(path: &Path) -> Option<u64> {
     {
         let _ = path;
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_number_under_a_key_is_read() {
+        let json = "{ \"a\": 12,\n \"b\": { \"a\": 3 } }";
+        assert_eq!(number(json, "a"), Some(12));
+        assert_eq!(number(json, "b"), None);
+        assert_eq!(number(json, "c"), None);
     }
 }
