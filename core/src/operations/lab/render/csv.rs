@@ -5,8 +5,11 @@ use alloc::string::String;
 
 use crate::operations::lab::{LabReport, Sample};
 
+/// A column: its name, and the number in it.
+type Column = (&'static str, fn(&Sample) -> u64);
+
 /// Columns of [`samples_csv`] after the name of the configuration.
-const COLUMNS: [(&str, fn(&Sample) -> u64); 17] = [
+const COLUMNS: [Column; 17] = [
     ("operation", |s| s.operation),
     ("file_length", |s| s.file_length),
     ("file_ppm", |s| s.file_ppm),
