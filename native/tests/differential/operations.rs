@@ -147,5 +147,5 @@ fn range(rng: &mut Rng, disk: &Disk) -> (u64, u64) {
     };
     let length = (rng.below(most).next_multiple_of(unit)).clamp(1, disk.size - offset);
     let length = if rng.one_in(12) { disk.size - offset } else { length };
-    (offset, length.min(3 << 20).max(1).min(disk.size - offset))
+    (offset, length.clamp(1, 3 << 20).min(disk.size - offset))
 }
