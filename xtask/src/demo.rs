@@ -1,7 +1,9 @@
 //! `cargo xtask demo`: the main job, on an image that it makes.
 //!
-//! A guest writes a disk and deletes half of it in pieces. The same discards are then carried out under three policies,
-//! each on a copy: what becomes of its space on the host, of its order and of its growth is shown side by side,
+//! First the lab: a virtual machine's work on an image, replayed in memory under three policies, with a page of plots. Then
+//! the real thing, small: a guest writes a disk and deletes half of it in pieces. The same discards are then carried out
+//! under three policies, each on a copy: what becomes of its space on the host, of its order and of its growth is shown
+//! side by side,
 //! and every copy is checked and read back.
 
 use std::path::Path;
@@ -36,6 +38,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
     run::heading("building the program");
     run::call(run::cargo("").args(["build", "-q", "-p", "qcowkit"]))?;
     let folder = run::target("demo")?;
+    lab(&folder)?;
     let disk = folder.join("disk.qcow2");
 
     run::heading("a disk of 64 MiB, of which a guest writes 32");
@@ -60,6 +63,25 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
     run::say("   (on the host: after the discards; the rest: after the guest has written two of the pieces again)");
     run::say("\nEvery copy kept what was not discarded, reads zeros where it was, and is clean.");
     run::say("The images are in target/demo: try `qcowkit inspect --guest 1M`, `map` or `info` on them.");
+    Ok(())
+}
+
+/// The discard lab: a made-up workload on an image that stays as it is, under three policies.
+fn lab(folder: &Path) -> Result<(), Failure> {
+    let (disk, trace, page) = (folder.join("vm.qcow2"), folder.join("vm.csv"), folder.join("vm.html"));
+    run::heading("an image of 4 GiB, and what a virtual machine does to it: files made, rewritten, deleted");
+    let _ = std::fs::remove_file(&disk);
+    qcowkit(&["create", "-q", "-f", "qcow2"], &disk, &["4G"])?;
+    let mut churn = run::command(run::program());
+    churn.args("churn -s 4G -n 60000 --trim online --fill 85 --file-median 1M --file-sigma 150".split(' '));
+    churn.args("--request-max 8M --rewrite 10 --mark-every 10000".split(' '));
+    churn.stdout(std::fs::File::create(&trace)?);
+    run::call(&mut churn)?;
+    run::heading("the same work under three discard policies, replayed in memory");
+    let mut replay = run::command(run::program());
+    replay.args(["replay", "--advise", "-p", "ignore", "-p", "unmap", "-p", "no-unref", "--image"]).arg(&disk);
+    run::call(replay.arg("--html").arg(&page).arg(&trace))?;
+    run::say("The plots are in target/demo/vm.html; docs/discard-lab.md tells what they show.");
     Ok(())
 }
 

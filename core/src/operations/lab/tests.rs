@@ -125,3 +125,58 @@ fn what_does_not_fit_is_refused() {
     let config = LabConfig { cluster_size: 4096, extended_l2: true, ..LabConfig::unmap() };
     assert!(Replay::new(&DISK, &config).is_err());
 }
+
+/// QEMU issue 1621: with discard=unmap the free gaps become too small for the guest's requests, and the file grows beyond
+/// the disk; discards that keep their clusters bound it.
+#[test]
+fn unmap_grows_the_file_beyond_the_disk_where_no_unref_does_not() {
+    let size = 128 << 20;
+    let churn = Churn {
+        size,
+        operations: 6000,
+        fill_percent: 85,
+        file_median: 512 << 10,
+        file_sigma_percent: 150,
+        file_max: 16 << 20,
+        rewrite_percent: 0,
+        request_max: 8 << 20,
+        trim: Trim::Online,
+        ..Churn::default()
+    };
+    let configs = LabConfig::three_policies();
+    let disk = LabDisk::Empty { size };
+    let report = run_lab(&churn.trace().unwrap(), &disk, &configs, &LabOptions::default(), &mut |_, _| {}).unwrap();
+    let [ignore, unmap, keep] = report.runs.as_slice() else { panic!("three runs") };
+    assert!(unmap.end.file_ppm > 1_200_000, "{}", unmap.end.file_ppm);
+    assert!(keep.peak_file_length < size + size / 100 && ignore.peak_file_length < size + size / 100);
+    assert!(unmap.end.discontinuities > 10 * keep.end.discontinuities.max(10));
+    assert!(unmap.end.largest_gap < unmap.end.free_bytes / 4, "much is free, in small pieces");
+    // The guest's own view, and what the host holds of it, are the same.
+    assert_eq!(unmap.end.live_bytes, keep.end.live_bytes);
+    assert!(unmap.end.host_bytes.abs_diff(keep.end.host_bytes) < size / 50);
+    assert_eq!(advise(&report).best, "no-unref");
+}
+
+/// The price of keeping clusters: a disk that is emptied and filled elsewhere needs the space twice.
+#[test]
+fn no_unref_keeps_what_unmap_would_have_given_back() {
+    let half = 512 << 20;
+    let operations = vec![
+        Operation::Write { offset: 0, length: half, zeros: false },
+        Operation::Discard { offset: 0, length: half },
+        Operation::Write { offset: half, length: half, zeros: false },
+    ];
+    let quiet = crate::metadata::Pass { request: false, ..crate::metadata::Pass::default() };
+    let mut silent = LabConfig { name: "no-unref, nothing passed on".into(), ..LabConfig::no_unref() };
+    silent.policy.pass = quiet;
+    let configs = [LabConfig::unmap(), LabConfig::no_unref(), silent];
+    let disk = LabDisk::Empty { size: 2 * half };
+    let trace = Trace { operations, ignored: 0 };
+    let report = run_lab(&trace, &disk, &configs, &LabOptions::default(), &mut |_, _| {}).unwrap();
+    let [unmap, keep, silent] = report.runs.as_slice() else { panic!("three runs") };
+    assert_eq!((unmap.end.retained_bytes, keep.end.retained_bytes), (0, half));
+    assert!(unmap.end.file_length < half + half / 100 && keep.end.file_length > 2 * half);
+    // Holes give the space back to the host, but not the length; without them not even that.
+    assert!(keep.end.host_bytes < half + half / 100 && silent.end.host_bytes > 2 * half);
+    assert_eq!(advise(&report).best, "unmap");
+}
