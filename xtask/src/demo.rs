@@ -3,8 +3,7 @@
 //! First the lab: a virtual machine's work on an image, replayed in memory under three policies, with a page of plots. Then
 //! the real thing, small: a guest writes a disk and deletes half of it in pieces. The same discards are then carried out
 //! under three policies, each on a copy: what becomes of its space on the host, of its order and of its growth is shown
-//! side by side,
-//! and every copy is checked and read back.
+//! side by side, and every copy is checked and read back.
 
 use std::path::Path;
 

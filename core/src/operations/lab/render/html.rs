@@ -10,7 +10,7 @@ use crate::operations::lab::LabReport;
 
 const PAGE_STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:1340px;margin:2em auto;padding:0 1em;\
 color:#222;background:#fff}table{border-collapse:collapse}th,td{padding:.3em .8em;border-bottom:1px solid #ccc;\
-text-align:right}th:first-child,td:first-child{text-align:left}.plots{display:grid;gap:1.5em;\
+text-align:right}td{white-space:nowrap}th:first-child,td:first-child{text-align:left}.plots{display:grid;gap:1.5em;\
 grid-template-columns:repeat(auto-fit,minmax(420px,1fr))}.scroll{overflow-x:auto}\
 @media (prefers-color-scheme: dark){body{color:#ddd;background:#161616}th,td{border-color:#444}}";
 

@@ -73,7 +73,10 @@ impl Unit {
     pub fn show(self, value: u64) -> String {
         match self {
             Self::Bytes => bytes(value),
-            Self::Ppm => format!("{}.{} %", value / 10_000, (value / 1000) % 10),
+            Self::Ppm => {
+                let tenths = value.saturating_add(500) / 1000;
+                format!("{}.{} %", tenths / 10, tenths % 10)
+            }
             Self::Count => format!("{value}"),
         }
     }
@@ -135,7 +138,7 @@ mod tests {
     fn numbers_for_people() {
         assert_eq!((bytes(0), bytes(1023), bytes(1536)), ("0 B".into(), "1023 B".into(), "1.5 KiB".into()));
         assert_eq!((bytes(1 << 40), bytes(u64::MAX)), ("1.0 TiB".into(), "16.0 EiB".into()));
-        assert_eq!((Unit::Ppm.show(1_104_999), Unit::Count.show(7)), ("110.4 %".into(), "7".into()));
+        assert_eq!((Unit::Ppm.show(1_104_499), Unit::Count.show(7)), ("110.4 %".into(), "7".into()));
     }
 
     #[test]
