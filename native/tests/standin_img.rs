@@ -333,7 +333,9 @@ fn create_says_the_same_and_makes_the_same() {
             let facts: Vec<String> = facts
                 .lines()
                 .filter(|line| {
-                    !(line.contains("actual-size") || line.contains("virtual-size") && line.starts_with("        "))
+                    // The length of the file may be less too.
+                    let of_the_file = line.contains("virtual-size") && line.starts_with("        ");
+                    !(of_the_file || line.contains("actual-size"))
                 })
                 .map(str::to_owned)
                 .collect();
@@ -365,6 +367,7 @@ const CONVERT: &str = "
     convert -O qcow2 short.raw sparse.raw v2.qcow2 NEW
     convert short.raw sparse.raw NEW
     convert -O qcow2 data.qcow2 NEW
+    convert -O qcow2 -o size=5M sparse.raw NEW
     convert -O qcow2 shots.qcow2 NEW
     convert --image-opts driver=qcow2,file.filename=base.qcow2 NEW
     convert -q -p sparse.raw NEW

@@ -13,6 +13,7 @@ use crate::cli::args::ConvertArgs;
 use crate::cli::create_options::{ImageOptions, help};
 use crate::cli::failure::{Failure, Outcome, qemu_lines};
 use crate::cli::options::{OptionList, c_number};
+use crate::cli::personality::Personality;
 use crate::cli::plan::{Session, Source, only_writeback, refuse, source_of_backing};
 use crate::cli::progress::Progress;
 use crate::codec::NativeCodecs;
@@ -105,12 +106,12 @@ impl Plan {
         let target = target.map(|target| local(target)).transpose()?;
         let mut plan = Self { sources, target, format, list, options: None, sparse, workers, durable };
         if !args.no_create && !plan.list.wants_help() {
-            plan.options = Some(plan.image_options(args)?);
+            plan.options = Some(plan.image_options(args, session.personality)?);
         }
         Ok(plan)
     }
 
-    fn image_options(&self, args: &ConvertArgs) -> Result<ImageOptions, Failure> {
+    fn image_options(&self, args: &ConvertArgs, personality: Personality) -> Result<ImageOptions, Failure> {
         let mut options = ImageOptions::parse(self.format, &self.list).map_err(Failure::new)?;
         let name = args.target_format.as_deref().unwrap_or("raw");
         if let Some(file) = &args.backing {
@@ -122,6 +123,10 @@ impl Plan {
             options
                 .set("backing_fmt", format)
                 .map_err(|_| Failure::new(format!("Backing file format not supported for file format '{name}'")))?;
+        }
+        // qemu-img takes it and makes the target as large as the sources all the same.
+        if personality.is_own() && options.size().is_some() {
+            return Err(Failure::usage("the option size is not supported: the target is as large as the sources"));
         }
         if options.text("backing_file").is_some() && options.text("backing_fmt").is_none() {
             return Err(Failure::new("Use of backing file requires explicit backing format"));
@@ -155,11 +160,7 @@ impl Plan {
             ))
         };
         let Some(options) = &self.options else { return Err(Failure::new("no options for the new image")) };
-        let size = options.size().unwrap_or(total);
-        if size < total {
-            return Err(Failure::new("output file is smaller than input file"));
-        }
-        let new = NewImage { durable: self.durable, ..options.new_image(size).map_err(failed)? };
+        let new = NewImage { durable: self.durable, ..options.new_image(total).map_err(failed)? };
         let open = OpenOptions { codecs: Arc::new(NativeCodecs), ..OpenOptions::default() };
         new.create(target, open).map_err(|error| {
             failed(match (system_words(&error), session.personality.is_own()) {
