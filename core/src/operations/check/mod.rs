@@ -65,22 +65,22 @@ pub fn check<S: ReadStorage + ?Sized>(
     if geometry.clusters_for(file_length) > MAX_CHECKED_CLUSTERS {
         let clusters = geometry.clusters_for(file_length);
         let what = alloc::format!("the file has {clusters} clusters, at most {MAX_CHECKED_CLUSTERS} can be checked");
-        report.add_limit(&Error::new(crate::ErrorKind::Limit(what)));
+        report.add_end(&Error::new(crate::ErrorKind::Limit(what)));
         return Ok(report);
     }
     let mut checker = Checker::new(storage, geometry, file_length, walk.refcount_table()?, report, progress)?;
-    let outcome = checker.record_refcounts().and_then(|()| walk.run(&mut checker));
-    match outcome {
-        Ok(()) => checker.compare()?,
-        // Half of the references say nothing of refcounts.
-        Err(error) => checker.report.add_limit(&error),
+    // Half of the references say nothing of refcounts: they are compared only after a whole walk.
+    let outcome = checker.record_refcounts().and_then(|()| walk.run(&mut checker)).and_then(|()| checker.compare());
+    if let Err(error) = outcome {
+        checker.report.add_end(&error);
     }
     (checker.progress)(1.0);
     Ok(checker.report)
 }
 
 impl CheckReport {
-    fn add_limit(&mut self, error: &Error) {
+    /// What ended the check early.
+    fn add_end(&mut self, error: &Error) {
         self.incomplete = true;
         self.add(Finding {
             severity: Severity::CheckError,

@@ -1,6 +1,7 @@
 //! The recorded refcounts: read before the walk, compared after it.
 
 use alloc::format;
+use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -126,8 +127,8 @@ impl Pending {
     fn flush(&mut self, geometry: &Geometry, report: &mut super::CheckReport) {
         let Some((Judgement { cluster, recorded, references }, clusters)) = self.run.take() else { return };
         let most = geometry.max_refcount();
-        let incomplete = report.incomplete;
-        let mut add = |severity, kind, count, message| {
+        let (incomplete, report_has_room) = (report.incomplete, report.has_room());
+        let mut add = |severity, kind, count, message: Option<String>| {
             report.add(Finding {
                 severity,
                 kind,
@@ -138,26 +139,31 @@ impl Pending {
                 recorded,
                 actual: Some(references),
                 count,
-                message,
+                message: message.unwrap_or_default(),
             });
         };
-        let what = if clusters == 1 {
-            format!("cluster {cluster} has")
-        } else {
-            format!("{clusters} clusters from cluster {cluster} on have")
-        };
+        // Images can be wrong in every cluster: words only for findings that are kept.
+        let words = report_has_room.then(|| {
+            if clusters == 1 {
+                format!("cluster {cluster} has")
+            } else {
+                format!("{clusters} clusters from cluster {cluster} on have")
+            }
+        });
+        let words = words.as_deref();
         if let Some(excess) = references.checked_sub(most).filter(|&excess| excess > 0) {
-            let message = format!("{what} {references} references, a refcount can be {most} at most");
+            let message =
+                words.map(|words| format!("{words} {references} references, a refcount can be {most} at most"));
             add(Severity::Corruption, FindingKind::RefcountOverflow, excess.saturating_mul(clusters), message);
         }
         let Some(recorded) = recorded else { return };
-        let message = format!("{what} refcount {recorded}, but {references} references");
+        let message = || words.map(|words| format!("{words} refcount {recorded}, but {references} references"));
         match recorded.cmp(&references.min(most)) {
-            core::cmp::Ordering::Less => add(Severity::Corruption, FindingKind::RefcountTooLow, clusters, message),
+            core::cmp::Ordering::Less => add(Severity::Corruption, FindingKind::RefcountTooLow, clusters, message()),
             core::cmp::Ordering::Equal => {}
             core::cmp::Ordering::Greater => {
                 if !incomplete {
-                    add(Severity::Leak, FindingKind::RefcountTooHigh, clusters, message);
+                    add(Severity::Leak, FindingKind::RefcountTooHigh, clusters, message());
                 }
             }
         }

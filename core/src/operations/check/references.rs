@@ -94,15 +94,15 @@ impl<'a, S: ReadStorage + ?Sized> Checker<'a, S> {
     }
 
     fn beyond(&mut self, reference: &HostReference, index: u64, host_offset: u64) {
-        let what = format!(
-            "{} beyond the end of the file: offset {host_offset:#x}, {} bytes",
-            reference.target, reference.length
-        );
+        let (target, length) = (reference.target, reference.length);
         let source = reference.source.plus(index, &self.geometry);
         self.find(Severity::Corruption, FindingKind::BeyondEndOfFile, &source, reference.uses.total(), |finding| {
-            finding.structure = reference.target;
+            finding.structure = target;
             finding.host_offset = Some(host_offset);
-            finding.message = what;
+            finding.message = format!(
+                "{target} beyond the end of the file: offset {host_offset:#x}, {length} bytes: {}",
+                describe(&source)
+            );
         });
     }
 
@@ -146,7 +146,7 @@ impl<'a, S: ReadStorage + ?Sized> Checker<'a, S> {
             if one.is_some_and(|one| one != host.copied) {
                 let uses = self.current.copied_uses;
                 let source = reference.source.plus(index, &self.geometry);
-                let actual = if in_data_file { Some(1) } else { self.refcount(cluster).ok() };
+                let actual = if in_data_file { Some(1) } else { self.refcount_to_show(cluster) };
                 self.copied_finding(&source, cluster, actual, host.copied, uses);
             }
         }
@@ -159,7 +159,7 @@ impl<'a, S: ReadStorage + ?Sized> Checker<'a, S> {
         let cluster = self.cluster(reference.host_offset);
         let copied = L1Entry::copied_bit(slot.raw);
         if self.refcount_is_one(cluster).is_some_and(|one| one != copied) {
-            let actual = self.refcount(cluster).ok();
+            let actual = self.refcount_to_show(cluster);
             self.copied_finding(&reference.source, cluster, actual, copied, 1);
         }
     }
@@ -266,6 +266,11 @@ impl<'a, S: ReadStorage + ?Sized> Checker<'a, S> {
             }
             None => self.refcount(cluster).ok().map(|refcount| refcount == 1),
         }
+    }
+
+    /// The refcount for a finding; not read where none is kept any more.
+    fn refcount_to_show(&self, cluster: u64) -> Option<u64> {
+        self.report.has_room().then(|| self.refcount(cluster).ok()).flatten()
     }
 
     fn refcount(&self, cluster: u64) -> Result<u64> {

@@ -34,7 +34,7 @@ pub(super) use reader::TableReader;
 pub use refcounts::{BlockPlace, RefcountTable};
 
 /// Bytes of tables that may be read through more than one way; see the module's documentation.
-pub const MAX_REPEATED_TABLE_BYTES: u64 = 16 << 30;
+pub const MAX_REPEATED_TABLE_BYTES: u64 = 1 << 30;
 
 /// What meets the walk. Errors end it.
 pub trait Visitor {
