@@ -34,7 +34,19 @@ export interface Qcow2Info {
   "extended-l2"?: boolean;
   "data-file"?: string;
   "data-file-raw"?: boolean;
-  "encrypt"?: { "format": "aes" | "luks" };
+  "encrypt"?: {
+    "format": "aes" | "luks";
+    "cipher-alg"?: string;
+    "cipher-mode"?: string;
+    "ivgen-alg"?: string;
+    "ivgen-hash-alg"?: string;
+    "hash-alg"?: string;
+    "detached-header"?: boolean;
+    "uuid"?: string;
+    "payload-offset"?: number;
+    "master-key-iters"?: number;
+    "slots"?: { "active": boolean; "key-offset": number; "iters"?: number; "stripes"?: number }[];
+  };
   "bitmaps"?: BitmapInfo[];
 }
 

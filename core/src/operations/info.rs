@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::tables::{read_bitmaps, read_snapshots};
 use crate::error::Result;
-use crate::format::{BitmapEntry, BitmapFlags, HeaderArea, Snapshot};
+use crate::format::{BitmapEntry, BitmapFlags, HeaderArea, LuksHeader, LuksSlot, Snapshot};
 use crate::storage::ReadStorage;
 
 /// What an image says of itself. In JSON the names and the shape are those of `qemu-img info --output=json`; the name of
@@ -92,6 +92,56 @@ pub struct Qcow2Info {
 pub struct EncryptInfo {
     /// "aes" or "luks".
     pub format: &'static str,
+    /// What the LUKS header says, if there is one that can be read.
+    #[cfg_attr(feature = "serde", serde(flatten))]
+    pub luks: Option<LuksInfo>,
+}
+
+/// What a LUKS header says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub struct LuksInfo {
+    /// The cipher with the bits of its key, as in "aes-256".
+    pub cipher_alg: String,
+    /// Its mode, as in "xts".
+    pub cipher_mode: String,
+    /// How initialization vectors are made, as in "plain64".
+    pub ivgen_alg: String,
+    /// The hash for that, if one is used.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub ivgen_hash_alg: Option<String>,
+    /// The hash of the key derivation.
+    pub hash_alg: String,
+    /// Always false: the header is in the image.
+    pub detached_header: bool,
+    /// The volume's UUID.
+    pub uuid: String,
+    /// First byte of the data, as the header counts: nothing stands there in a qcow2 image.
+    pub payload_offset: u64,
+    /// Iterations of the digest of the master key.
+    pub master_key_iters: u32,
+    /// The key slots.
+    pub slots: Vec<LuksSlotInfo>,
+}
+
+/// A key slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub struct LuksSlotInfo {
+    /// It holds a key.
+    pub active: bool,
+    /// First byte of the key material, counted from the LUKS header.
+    pub key_offset: u64,
+    /// Iterations of the key derivation; of active slots.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub iters: Option<u32>,
+    /// Anti-forensic stripes; of active slots.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub stripes: Option<u32>,
 }
 
 /// An internal snapshot.
@@ -150,14 +200,14 @@ impl ImageInfo {
             snapshots: read_snapshots(header, storage)?.iter().map(SnapshotInfo::new).collect(),
             format_specific: FormatSpecific {
                 kind: "qcow2",
-                data: Qcow2Info::new(area, &read_bitmaps(area, storage)?),
+                data: Qcow2Info::new(area, &read_bitmaps(area, storage)?, read_luks(area, storage)),
             },
         })
     }
 }
 
 impl Qcow2Info {
-    fn new(area: &HeaderArea, bitmaps: &[BitmapEntry]) -> Self {
+    fn new(area: &HeaderArea, bitmaps: &[BitmapEntry], luks: Option<LuksInfo>) -> Self {
         let header = &area.header;
         let since_3 = |value: bool| (header.version >= 3).then_some(value);
         Self {
@@ -175,10 +225,45 @@ impl Qcow2Info {
             data_file_raw: header.incompatible.data_file().then_some(header.autoclear.data_file_raw()),
             encrypt: match header.crypt_method {
                 0 => None,
-                1 => Some(EncryptInfo { format: "aes" }),
-                _ => Some(EncryptInfo { format: "luks" }),
+                1 => Some(EncryptInfo { format: "aes", luks: None }),
+                _ => Some(EncryptInfo { format: "luks", luks }),
             },
             bitmaps: bitmaps.iter().map(BitmapInfo::new).collect(),
+        }
+    }
+}
+
+/// The LUKS header; nothing where there is none that makes sense.
+fn read_luks(area: &HeaderArea, storage: &(impl ReadStorage + ?Sized)) -> Option<LuksInfo> {
+    let (offset, length) = area.crypto_header()?;
+    let mut bytes = [0u8; LuksHeader::LENGTH];
+    if length < u64::try_from(bytes.len()).ok()? {
+        return None;
+    }
+    storage.read_at(offset, &mut bytes).ok()?;
+    LuksHeader::parse(&bytes, offset).ok().map(|luks| LuksInfo::new(&luks))
+}
+
+impl LuksInfo {
+    fn new(luks: &LuksHeader) -> Self {
+        let (cipher_mode, ivgen_alg, ivgen_hash_alg) = luks.mode_and_vectors();
+        let slot = |slot: &LuksSlot| LuksSlotInfo {
+            active: slot.active,
+            key_offset: slot.key_offset,
+            iters: slot.active.then_some(slot.iterations),
+            stripes: slot.active.then_some(slot.stripes),
+        };
+        Self {
+            cipher_alg: luks.cipher_algorithm(),
+            cipher_mode,
+            ivgen_alg,
+            ivgen_hash_alg,
+            hash_alg: luks.hash.to_string(),
+            detached_header: false,
+            uuid: luks.uuid.to_string(),
+            payload_offset: luks.payload_offset,
+            master_key_iters: luks.master_key_iterations,
+            slots: luks.slots.iter().map(slot).collect(),
         }
     }
 }

@@ -78,6 +78,7 @@ const ORDER: &[&str] = &[
     "hash-alg",
     "cipher-alg",
     "uuid",
+    "ivgen-hash-alg",
     "name",
     "info",
     "children",
