@@ -1,7 +1,7 @@
 //! Copying a guest disk into another image, as `qemu-img convert` does: what reads as zeros is not copied.
 //!
-//! The source is planned under `&mut` in batches of windows ([`plan`]); threads read the windows, look for zeros and
-//! pack clusters, all under `&` ([`piece`]); one thread writes them, in order unless told otherwise ([`sink`]). Writes
+//! The source is planned under `&mut` in batches of windows (`plan`); threads read the windows, look for zeros and
+//! pack clusters, all under `&` (`piece`); one thread writes them, in order unless told otherwise (`sink`). Writes
 //! of one file stand in each other's way in the kernel, so more than one writer would gain nothing.
 
 mod piece;
