@@ -44,13 +44,9 @@ fn info_is_qemus() {
             qemu(folder.path(), command);
         }
         let path = folder.path().join("a.qcow2");
-        let mut theirs: Value =
+        let theirs: Value =
             serde_json::from_str(&qemu(folder.path(), &format!("qemu-img info --output=json {}", path.display())))
                 .unwrap();
-        // What only stands in the encryption header.
-        if let Some(encrypt) = theirs.pointer_mut("/format-specific/data/encrypt") {
-            encrypt.as_object_mut().unwrap().retain(|key, _| key == "format");
-        }
         let ours = serde_json::to_value(read(&path)).unwrap();
         assert_eq!(ours, theirs, "{commands:?}");
     }

@@ -39,6 +39,16 @@ def test_info_is_qemus(options: str, qemu_img: Run, qemu_info: Info, tmp_path: P
         assert image.info() == qemu_info(path)
 
 
+def test_an_encrypted_image_tells_how(qemu_img: Run, qemu_info: Info, tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=1"
+    qemu_img("create", "-f", "qcow2", "--object", "secret,id=s,data=abc", "-o", options, str(path), "1M")
+    with qcowkit.open(path) as image:
+        info = image.info()
+    assert info == qemu_info(path)
+    assert info["format-specific"]["data"]["encrypt"]["format"] == "luks"
+
+
 def test_snapshots_bitmaps_and_a_missing_backing_file_are_told(qemu_img: Run, qemu_info: Info, tmp_path: Path) -> None:
     path = tmp_path / "disk.qcow2"
     qemu_img("create", "-f", "qcow2", "-u", "-b", "gone.qcow2", "-F", "qcow2", str(path), "10M")

@@ -38,5 +38,9 @@ export const FEATURES = [
   ["create -f qcow2 -o lazy_refcounts=on disk.qcow2 1T"],
   ["create -f qcow2 -o data_file=data.raw,data_file_raw=on disk.qcow2 1M"],
   ["create -f qcow2 -u -b gone.qcow2 -F qcow2 disk.qcow2 1M"],
+  [
+    "create -f qcow2 --object secret,id=s,data=abc " +
+      "-o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=1 disk.qcow2 1M",
+  ],
   ["create -f qcow2 disk.qcow2 1M", "snapshot -c before disk.qcow2", "bitmap --add disk.qcow2 backup"],
 ];
