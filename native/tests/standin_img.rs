@@ -147,6 +147,10 @@ fn info_and_map_of_every_kind_of_image() {
     same(
         &folder.path(""),
         &[
+            "map aes.qcow2",
+            "map --output=json luks.qcow2",
+            "convert aes.qcow2 nothing",
+            "compare aes.qcow2 base.qcow2",
             "info",
             "info base.qcow2 top.qcow2",
             "info -f qcow2 sparse.raw",

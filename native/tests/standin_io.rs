@@ -297,6 +297,8 @@ fn options_of_the_program() {
         &["-f", "raw", "-c", "info", "-c", "map", "-c", "length", "-c", "alloc 0 1M", "raw"],
         &["-f", "raw", "-c", "write 1M 64k", "-c", "write -zu 1M 32k", "-c", "discard 1056k 4k", "raw"],
         &["-f", "raw", "-c", "truncate 12M", "-c", "length", "-c", "read -P 0xcd 1120k 1", "raw"],
+        &["-c", "length", "raw"],
+        &["-r", "-c", "length", "raw"],
         &["-U", "-r", "-c", "length", "image"],
         &["-d", "ignore", "-c", "discard 0 1M", "-c", "read -P 1 0 64k", "image"],
         &["-c", "open image", "-c", "length", "-c", "close", "-c", "length"],

@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::options::OptionList;
 use super::personality::Personality;
 use super::runtime;
-use crate::disk::Disk;
+use crate::disk::{Disk, LayerView};
 use crate::file::FileStorage;
 use crate::open::{self, BackingPolicy, OpenRequest, format_by_name};
 use qcowkit_core::image::LayerFormat;
@@ -37,7 +37,25 @@ impl Source {
     /// # Errors
     /// In the words of the program that is spoken for.
     pub(crate) fn open(&self, personality: Personality) -> Result<Disk, Failure> {
-        open::open(&self.path, &self.request).map_err(|error| Failure::open(&error, personality))
+        let disk = open::open(&self.path, &self.request).map_err(|error| Failure::open(&error, personality))?;
+        if !personality.is_own() && !self.request.alone {
+            // qcowkit itself lets everything be done that needs no key.
+            self.refuse_encrypted(&disk, personality)?;
+        }
+        Ok(disk)
+    }
+
+    fn refuse_encrypted(&self, disk: &Disk, personality: Personality) -> Result<(), Failure> {
+        for (depth, layer) in (0..).zip(disk.layers()) {
+            let LayerView::Qcow2(image) = layer else { continue };
+            if image.header().header.crypt_method != 0 {
+                let error = qcowkit_core::ErrorKind::Encrypted("no key".into()).into();
+                let failed = layer.file().path().into();
+                let error = open::OpenError { image: self.path.clone(), failed, depth, error };
+                return Err(Failure::open(&error, personality));
+            }
+        }
+        Ok(())
     }
 
     /// Opens the file alone, with its locks; tells its format.
