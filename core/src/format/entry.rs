@@ -350,6 +350,17 @@ impl L2Entry {
         }
     }
 
+    /// The entry that goes on `bytes` behind: the same with a host cluster so much further on, if it has one.
+    #[must_use]
+    pub(crate) fn further(self, bytes: u64) -> Self {
+        match self {
+            Self::Plain { host: Some(host), parts } => {
+                Self::Plain { host: Some(HostRef { offset: host.offset.saturating_add(bytes), ..host }), parts }
+            }
+            Self::Plain { host: None, .. } | Self::Compressed(_) => self,
+        }
+    }
+
     /// The same entry with another COPIED flag; entries without a host cluster stay as they are.
     #[must_use]
     pub fn with_copied(self, copied: bool) -> Self {

@@ -208,24 +208,47 @@ impl<S: Storage> Image<S> {
                 at = context.geometry.cluster_at(l1_index.saturating_add(1), 0).get();
                 continue;
             }
-            let mut entries: Vec<L2Entry> = Vec::new();
             let most = in_step.min(last.saturating_sub(at));
-            let visited = self.metadata.visit(&self.storage, cluster, most, |entry| {
-                match entry {
-                    Some(entry) => entries.push(entry),
-                    None => entries.resize(usize::try_from(most).unwrap_or(0), L2Entry::UNALLOCATED),
-                }
+            let mut runs: Vec<(L2Entry, u64)> = Vec::new();
+            self.metadata.visit_runs(&self.storage, cluster, most, |entry, count| {
+                runs.push((entry.unwrap_or(L2Entry::UNALLOCATED), count));
                 true
             })?;
-            for (n, &entry) in (0u64..).zip(&entries) {
-                let Some(step) = decide(entry, context) else { return Ok(false) };
-                self.carry_out(cluster.saturating_add(n), step, context, ops)?;
+            let mut position = cluster;
+            for (entry, count) in runs {
+                if !self.carry_out_run(position, entry, count, context, &decide, ops)? {
+                    return Ok(false);
+                }
+                position = position.saturating_add(count);
             }
-            at = at.saturating_add(visited.max(1));
+            at = at.saturating_add(most);
             if self.metadata.wants_commit() {
                 self.finish_host_op(ops)?;
                 self.commit()?;
             }
+        }
+        Ok(true)
+    }
+
+    /// Decides and carries out for clusters of which each goes on with the one before. False as soon as `decide` cannot
+    /// say it.
+    fn carry_out_run(
+        &mut self,
+        first: GuestCluster,
+        entry: L2Entry,
+        count: u64,
+        context: &Context,
+        decide: &impl Fn(L2Entry, &Context) -> Option<Step>,
+        ops: &mut HostOps,
+    ) -> Result<bool> {
+        for n in 0..count {
+            let here = entry.further(n.saturating_mul(context.geometry.cluster_size()));
+            let Some(step) = decide(here, context) else { return Ok(false) };
+            if here.host().is_none() && !step.changed && step.host_op == HostOp::None {
+                // All of them are equal, and nothing is to be done for one.
+                return Ok(true);
+            }
+            self.carry_out(first.saturating_add(n), step, context, ops)?;
         }
         Ok(true)
     }

@@ -6,15 +6,15 @@ use crate::format::{GuestCluster, HostCluster, HostOffset, L2Entry};
 use crate::storage::Storage;
 
 impl<S: Storage> Image<S> {
-    /// The entries of this layer, as [`crate::metadata::Metadata::visit`] shows them: from `first` on, within one L2
-    /// table; `None` stands for all entries of a missing table. Gives the clusters visited.
-    pub(crate) fn visit_entries(
+    /// The entries of this layer, as [`crate::metadata::Metadata::visit_runs`] shows them: from `first` on, within one L2
+    /// table, runs that go on told at once; `None` stands for all entries of a missing table.
+    pub(crate) fn visit_entry_runs(
         &mut self,
         first: GuestCluster,
         count: u64,
-        visit: impl FnMut(Option<L2Entry>) -> bool,
-    ) -> Result<u64> {
-        self.metadata.visit(&self.storage, first, count, visit)
+        visit: impl FnMut(Option<L2Entry>, u64) -> bool,
+    ) -> Result<()> {
+        self.metadata.visit_runs(&self.storage, first, count, visit)
     }
 
     /// The entry of one guest cluster in this layer.

@@ -25,22 +25,15 @@ impl Bits {
         Self { words: vec![0; usize::try_from(bound.div_ceil(64)).unwrap_or(0)] }
     }
 
-    /// Adds or removes one number.
-    pub(super) fn set(&mut self, bit: u64, member: bool) {
-        let (at, mask) = place(bit);
-        if let Some(word) = self.words.get_mut(at) {
-            *word = if member { *word | mask } else { *word & !mask };
-        }
-    }
-
-    /// Adds a range.
-    pub(super) fn insert_range(&mut self, first: u64, end: u64) {
+    /// Adds or removes a range.
+    pub(super) fn set_range(&mut self, first: u64, end: u64, member: bool) {
         let mut at = first;
         while at < end {
             let word_start = at.saturating_sub(at % 64);
             let next = word_start.saturating_add(64).min(end);
             if let Some(word) = self.words.get_mut(place(at).0) {
-                *word |= mask(at.saturating_sub(word_start), next.saturating_sub(word_start));
+                let mask = mask(at.saturating_sub(word_start), next.saturating_sub(word_start));
+                *word = if member { *word | mask } else { *word & !mask };
             }
             at = next;
         }
@@ -99,9 +92,9 @@ mod tests {
     #[test]
     fn members_are_found_from_both_sides() {
         let mut bits = Bits::new(300);
-        bits.insert_range(60, 70);
-        bits.set(255, true);
-        bits.set(65, false);
+        bits.set_range(60, 70, true);
+        bits.set_range(255, 255 + 1, true);
+        bits.set_range(65, 65 + 1, false);
         assert_eq!((bits.next(0, 300), bits.next(65, 300), bits.next(70, 255)), (Some(60), Some(66), None));
         assert_eq!(
             (bits.previous(0, 300), bits.previous(0, 255), bits.previous(64, 66)),

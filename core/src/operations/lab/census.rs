@@ -94,21 +94,27 @@ impl Census {
         let mut sum = Counts::default();
         let mut cluster = range.start;
         let mapped = &mut self.mapped;
-        image.visit_entries(GuestCluster::new(range.start), range.end.saturating_sub(range.start), |entry| {
-            // A missing table has no entries, and never had any.
-            let Some(entry) = entry else { return true };
-            let host = entry.host().map(|host| geometry.host_cluster(host.offset).get());
-            if direction == Direction::In {
-                mapped.set(cluster, host.is_some());
-            }
-            sum.add(entry, &geometry);
-            if let Some(host) = host {
-                sum.join(before, (cluster, host));
-                before = Some((cluster, host));
-            }
-            cluster = cluster.saturating_add(1);
-            true
-        })?;
+        image.visit_entry_runs(
+            GuestCluster::new(range.start),
+            range.end.saturating_sub(range.start),
+            |entry, count| {
+                // A missing table has no entries, and never had any.
+                let Some(entry) = entry else { return true };
+                let host = entry.host().map(|host| geometry.host_cluster(host.offset).get());
+                if direction == Direction::In {
+                    mapped.set_range(cluster, cluster.saturating_add(count), host.is_some());
+                }
+                sum.add(entry, count, &geometry);
+                if let Some(host) = host {
+                    // Within the run each cluster follows the one before.
+                    sum.join(before, (cluster, host));
+                    let more = count.saturating_sub(1);
+                    before = Some((cluster.saturating_add(more), host.saturating_add(more)));
+                }
+                cluster = cluster.saturating_add(count);
+                true
+            },
+        )?;
         if let Some(behind) = place(image, self.mapped.next(range.end, table.end))? {
             sum.join(before, behind);
         }
@@ -118,7 +124,8 @@ impl Census {
 }
 
 impl Counts {
-    fn add(&mut self, entry: L2Entry, geometry: &Geometry) {
+    /// Counts `count` entries like this one.
+    fn add(&mut self, entry: L2Entry, count: u64, geometry: &Geometry) {
         match entry {
             L2Entry::Compressed(range) => {
                 self.live = self.live.saturating_add(range.length);
@@ -129,9 +136,10 @@ impl Counts {
             L2Entry::Plain { host: None, .. } => {}
             L2Entry::Plain { host: Some(_), parts } => {
                 let live = u64::from(parts.allocated.count_ones()).saturating_mul(geometry.subcluster_size());
-                self.live = self.live.saturating_add(live);
-                self.retained = self.retained.saturating_add(geometry.cluster_size().saturating_sub(live));
-                self.allocated = self.allocated.saturating_add(1);
+                let retained = geometry.cluster_size().saturating_sub(live);
+                self.live = self.live.saturating_add(live.saturating_mul(count));
+                self.retained = self.retained.saturating_add(retained.saturating_mul(count));
+                self.allocated = self.allocated.saturating_add(count);
             }
         }
     }

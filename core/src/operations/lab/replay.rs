@@ -115,7 +115,7 @@ impl Replay {
         self.census.leave(&mut self.image, first, end)?;
         let changed = change(&mut self.image);
         self.census.enter(&mut self.image, first, end)?;
-        self.dirty.insert_range(first, end);
+        self.dirty.set_range(first, end, true);
         changed
     }
 
