@@ -115,17 +115,39 @@ pub(crate) fn write_io_size(into: &mut impl std::io::Write, value: f64) -> std::
         ((1u64 << 20) as f64, "MiB"),
         (1024.0, "KiB"),
     ];
-    for (scale, name) in SCALES {
-        if value >= scale {
-            let scaled = value / scale;
-            return if (scaled * 1000.0).round() % 1000.0 == 0.0 {
-                write!(into, "{scaled:.0} {name}")
-            } else {
-                write!(into, "{scaled:.3} {name}")
-            };
-        }
+    let (scale, name, decimals) =
+        SCALES.iter().find(|(scale, _)| value >= *scale).map_or((1.0, "bytes", 6), |&(scale, name)| (scale, name, 3));
+    let scaled = value / scale;
+    let power = 10f64.powi(decimals as i32);
+    // Whole numbers have no decimals, also those that only printing makes whole.
+    if (scaled * power).round() % power == 0.0 {
+        write!(into, "{} {name}", scaled.round() as u64)
+    } else {
+        write!(into, "{scaled:.decimals$} {name}")
     }
-    if (value * 1e6).round() % 1e6 == 0.0 { write!(into, "{value:.0} bytes") } else { write!(into, "{value:.6} bytes") }
+}
+
+/// [`write_io_size`] of something measured: faster, and not exact to the last digit.
+pub(crate) fn write_io_rate(into: &mut impl std::io::Write, value: f64) -> std::io::Result<()> {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    let mut scaled = value / 1024.0;
+    let mut unit = 0;
+    while scaled >= 1024.0 && unit + 1 < UNITS.len() {
+        scaled /= 1024.0;
+        unit += 1;
+    }
+    if !(1.0..1e15).contains(&scaled) {
+        return write_io_size(into, value);
+    }
+    write_decimals::<1000>(into, scaled)?;
+    write!(into, " {}", UNITS[unit])
+}
+
+/// A number with as many decimals as `UNIT` has zeros.
+pub(crate) fn write_decimals<const UNIT: u64>(into: &mut impl std::io::Write, value: f64) -> std::io::Result<()> {
+    let parts = (value * UNIT as f64).round() as u64;
+    let width = UNIT.ilog10() as usize;
+    write!(into, "{}.{:0width$}", parts / UNIT, parts % UNIT)
 }
 
 /// [`write_io_size`] as a string.
@@ -210,5 +232,10 @@ mod tests {
         let mut text = Vec::new();
         write_io_size(&mut text, 399.916_231).unwrap();
         assert_eq!(text, b"399.916231 bytes");
+        for (value, rate) in [(2048.0, "2.000 KiB"), (3.5e9, "3.260 GiB"), (0.5, "0.500000 bytes"), (0.0, "0 bytes")] {
+            let mut text = Vec::new();
+            write_io_rate(&mut text, value).unwrap();
+            assert_eq!(String::from_utf8(text).unwrap(), rate);
+        }
     }
 }

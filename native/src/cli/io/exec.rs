@@ -80,6 +80,11 @@ impl Executor {
         Self { cache, ..Self::default() }
     }
 
+    /// The cache mode.
+    pub(crate) fn cache(&self) -> Cache {
+        self.cache
+    }
+
     /// Carries out one command.
     pub(crate) fn run(&mut self, disk: &mut Disk, command: Command, streams: &mut Streams<'_>) -> io::Result<Next> {
         match command {

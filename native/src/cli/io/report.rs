@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use super::command::Report;
-use crate::cli::size::write_io_size;
+use crate::cli::size::{write_decimals, write_io_rate, write_io_size};
 
 /// One transfer, done.
 #[derive(Debug, Clone, Copy)]
@@ -41,8 +41,10 @@ impl Transfer {
                 let mut out = out;
                 write_io_size(&mut out, bytes)?;
                 write!(out, ", 1 ops; {} (", Clock { took, always_long: false })?;
-                write_io_size(&mut out, bytes / seconds)?;
-                writeln!(out, "/sec and {:.4} ops/sec)", 1.0 / seconds)
+                write_io_rate(&mut out, bytes / seconds)?;
+                write!(out, "/sec and ")?;
+                write_decimals::<10_000>(&mut out, 1.0 / seconds)?;
+                writeln!(out, " ops/sec)")
             }
         }
     }

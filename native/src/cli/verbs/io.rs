@@ -17,7 +17,7 @@ use crate::disk::Disk;
 pub(crate) fn run(args: &IoArgs, session: &mut Session<'_>) -> Outcome {
     let plan = Plan::new(args, session.personality)?;
     let disk = match &plan.source {
-        Some(source) => Some(open(source, session.personality)?),
+        Some(source) => Some(open(source, session.personality, plan.cache)?),
         None => None,
     };
     let mut err = io::stderr().lock();
@@ -106,7 +106,7 @@ fn cache_mode(mode: Option<&str>) -> Result<Cache, Failure> {
     }
 }
 
-fn open(source: &Source, personality: Personality) -> Result<Disk, Failure> {
+fn open(source: &Source, personality: Personality, cache: Cache) -> Result<Disk, Failure> {
     let guessed = source.request.format.is_none() && !source.request.options.read_only;
     let opened = source.open(personality).map_err(|failure| match personality {
         Personality::QemuIo => {
@@ -116,6 +116,15 @@ fn open(source: &Source, personality: Personality) -> Result<Disk, Failure> {
         }
         Personality::Own | Personality::QemuImg => failure,
     })?;
+    if cache == Cache::Unsafe {
+        // Also of barriers that the image's own order of writes asks for.
+        opened
+            .layers()
+            .first()
+            .into_iter()
+            .flat_map(|top| [top.file(), top.data()])
+            .for_each(|file| file.set_barriers(false));
+    }
     if guessed && opened.image().is_none() {
         warn_of_guess(source, personality)?;
     }
@@ -244,7 +253,7 @@ impl Runner<'_> {
         }
         // Two openings of one file would be in each other's way.
         self.close()?;
-        self.disk = Some(open(&source, self.personality)?);
+        self.disk = Some(open(&source, self.personality, self.executor.cache())?);
         self.source = Some(source);
         Ok(())
     }
