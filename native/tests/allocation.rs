@@ -35,7 +35,11 @@ fn workload(name: &str) -> Vec<Vec<Step>> {
             },
             "churn" => {
                 let offset = rng.below(64) * (4 << 20);
-                if n.is_multiple_of(2) { Step::Write(offset, 4 << 20) } else { Step::Discard(offset, rng.below(4 << 20)) }
+                if n.is_multiple_of(2) {
+                    Step::Write(offset, 4 << 20)
+                } else {
+                    Step::Discard(offset, rng.below(4 << 20))
+                }
             }
             "snapshots" => Step::Write(at(rng, 4096).min(SIZE - 200_000), 1 + rng.below(200_000)),
             other => panic!("{other}"),
