@@ -17,7 +17,7 @@ pub(crate) mod size;
 mod verbs;
 
 use std::ffi::OsString;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -138,7 +138,9 @@ fn dispatch(verb: &Verb, session: &mut Session<'_>) -> Outcome {
 fn unparsed(error: &clap::Error, personality: Personality, verb: &str, out: &mut dyn Write) -> Outcome {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            write!(out, "{}", error.render().ansi())?;
+            // Colours for a person at a terminal, not for a pipe or a file.
+            let help = error.render();
+            if std::io::stdout().is_terminal() { write!(out, "{}", help.ansi()) } else { write!(out, "{help}") }?;
             return Ok(0);
         }
         _ if personality.is_own() => {
