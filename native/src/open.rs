@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qcowkit_core::format::Name;
+use qcowkit_core::format::{Name, format_by_magic};
 use qcowkit_core::image::{Found, Image, LayerFormat, OpenOptions, Opener, Reference, Role};
 use qcowkit_core::storage::{ReadStorage, StorageError, StorageErrorKind};
 use qcowkit_core::{Error, ErrorKind, Structure};
@@ -151,21 +151,12 @@ pub fn lock_request(format: LayerFormat, writable: bool) -> LockRequest {
 /// # Errors
 /// Another format, by name; a storage that fails.
 pub fn probe(storage: &FileStorage) -> Result<LayerFormat, Error> {
-    const OTHERS: [(usize, &[u8], &str); 9] = [
-        (0, b"QFI\xfb\0\0\0\x01", "qcow (version 1)"),
-        (0, b"QED\0", "qed"),
-        (0, b"KDMV", "vmdk"),
-        (0, b"# Disk DescriptorFile", "vmdk"),
-        (0, b"vhdxfile", "vhdx"),
-        (0, b"conectix", "vpc"),
-        (0, b"LUKS\xba\xbe", "luks"),
-        (0, b"WithoutFreeSpace", "parallels"),
-        (64, b"\x7f\x10\xda\xbe", "vdi"),
-    ];
     let mut start = [0u8; 128];
     storage.read_at(0, &mut start)?;
-    for (offset, magic, name) in OTHERS {
-        if start[offset..].starts_with(magic) {
+    match format_by_magic(&start) {
+        "qcow2" | "raw" => {}
+        other => {
+            let name = if other == "qcow" { "qcow (version 1)" } else { other };
             let what = format!("the format {name}; its bytes as they are can be had with -f raw");
             return Err(Error::unsupported(what));
         }

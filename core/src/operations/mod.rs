@@ -2,6 +2,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | [`audit`](mod@audit) | a verdict on an image from a stranger, before anything else touches it |
 //! | [`check`](mod@check) | compares the references with the refcounts: what `qemu-img check` finds |
 //! | [`info`] | what an image says of itself |
 //! | [`lab`] | replays a workload under several policies and compares what became of the image |
@@ -10,6 +11,7 @@
 //! | [`inspect`] | every structure as it is, also of broken images |
 
 pub mod analyze;
+pub mod audit;
 pub mod check;
 pub mod info;
 pub mod inspect;
@@ -18,6 +20,7 @@ mod tables;
 pub mod walk;
 
 pub use analyze::{Analysis, AnalyzeOptions, analyze};
+pub use audit::{Audit, AuditOptions, audit, audit_start};
 pub use check::{CheckReport, check};
 pub use inspect::{Inspector, inspect_guest};
 pub use tables::{read_bitmaps, read_snapshots};

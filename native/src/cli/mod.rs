@@ -127,6 +127,7 @@ fn dispatch(verb: &Verb, session: &mut Session<'_>) -> Outcome {
         Verb::Analyze(args) => verbs::analyze::run(args, session),
         Verb::Discard(args) => verbs::discard::run(args, session),
         Verb::Inspect(args) => verbs::inspect::run(args, session),
+        Verb::Audit(args) => verbs::audit::run(args, session),
         Verb::Replay(args) => verbs::lab::replay_verb(args, session),
         Verb::Churn(args) => verbs::lab::churn_verb(args, session),
         Verb::Completions { shell } => shell::completions(*shell, session.out),

@@ -1,5 +1,6 @@
 //! The one definition of all options: the parser, help, completions and man pages come from it.
 
+mod audit;
 mod convert;
 mod create;
 mod discard;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(crate) use audit::AuditArgs;
 pub(crate) use convert::ConvertArgs;
 pub(crate) use create::CreateArgs;
 pub(crate) use discard::DiscardArgs;
@@ -68,6 +70,9 @@ pub(crate) enum Verb {
     /// Print structures of an image, also of a broken one
     #[command(infer_long_args = true)]
     Inspect(InspectArgs),
+    /// Give a verdict on an image from a stranger, before anything else touches it
+    #[command(infer_long_args = true)]
+    Audit(AuditArgs),
     /// Replay a workload under several discard policies, in memory, and compare what becomes of the image
     #[command(infer_long_args = true)]
     Replay(ReplayArgs),
@@ -103,6 +108,7 @@ impl Verb {
             Self::Discard(_) => "discard",
             Self::Analyze(_) => "analyze",
             Self::Inspect(_) => "inspect",
+            Self::Audit(_) => "audit",
             Self::Replay(_) => "replay",
             Self::Churn(_) => "churn",
             Self::Completions { .. } => "completions",

@@ -1,6 +1,7 @@
 //! The verbs, each thin: a checked plan, a call, output.
 
 pub(crate) mod analyze;
+pub(crate) mod audit;
 pub(crate) mod check;
 pub(crate) mod compare;
 pub(crate) mod convert;
