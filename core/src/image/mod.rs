@@ -4,6 +4,7 @@
 //! [`Image::prepare_write`] decide, [`Image::read_extent`] and [`Image::write_planned`] move,
 //! [`Image::commit_write`] links. [`Image::read_at`] and [`Image::write_at`] are these steps in a row.
 
+mod amend;
 mod bitmaps;
 mod compressed;
 mod create;
@@ -27,6 +28,7 @@ use crate::format::{Geometry, HeaderArea, HostCluster};
 use crate::metadata::Metadata;
 use crate::storage::Storage;
 
+pub use amend::AmendOptions;
 pub use create::{CreateOptions, Preallocation};
 pub use map::{Content, Extent};
 pub use open::{AllowNone, Found, LayerFormat, Opener, Reference, Role, read_header};

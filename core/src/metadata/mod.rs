@@ -9,7 +9,10 @@
 mod allocate;
 mod commit;
 pub mod decide;
+mod expand;
 mod guard;
+mod header_area;
+pub(crate) mod rebuild;
 mod refcounts;
 mod slices;
 
@@ -28,6 +31,7 @@ pub use allocate::AllocationPolicy;
 pub(crate) use allocate::Run;
 pub(crate) use commit::Quarantined;
 pub use decide::{DiscardPolicy, DiscardType, Pass, RetainedOp, Unref};
+pub(crate) use expand::Expansion;
 pub(crate) use guard::Touch;
 
 use refcounts::Refcounts;

@@ -175,6 +175,49 @@ impl Refcounts {
         Ok(block.and_then(|block| read_refcount(&block.bytes, index, order)).unwrap_or(0))
     }
 
+    /// The refcounts of as many clusters from `first` on as `into` holds; 0 beyond the table.
+    pub(super) fn get_many(&mut self, storage: &impl ReadStorage, first: HostCluster, into: &mut [u64]) -> Result<()> {
+        let order = self.geometry.refcount_order();
+        let mut rest = into;
+        let mut cluster = first;
+        while !rest.is_empty() {
+            let within = self.geometry.refcount_block_index(cluster);
+            let in_block = self.geometry.refcount_block_entries().saturating_sub(within);
+            let here = usize::try_from(in_block).unwrap_or(usize::MAX).min(rest.len());
+            let (head, tail) = rest.split_at_mut(here);
+            match self.block(storage, self.geometry.refcount_table_index(cluster))? {
+                None => head.fill(0),
+                Some(block) => {
+                    for (index, value) in (within..).zip(head) {
+                        *value = read_refcount(&block.bytes, index, order).unwrap_or(0);
+                    }
+                }
+            }
+            rest = tail;
+            cluster = cluster.saturating_add(u64::try_from(here).unwrap_or(1));
+        }
+        Ok(())
+    }
+
+    /// The first cluster from `from` on that has a refcount block.
+    pub(super) fn next_block(&self, from: u64) -> Result<Option<u64>> {
+        let first = self.geometry.refcount_table_index(HostCluster::new(from));
+        for index in first..u64::try_from(self.table.len()).unwrap_or(u64::MAX) {
+            if self.block_offset(index)?.is_some() {
+                let start = index.saturating_mul(self.geometry.refcount_block_entries());
+                return Ok(Some(start.max(from)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The clusters of the table and of all blocks.
+    pub(super) fn own_clusters(&self) -> BTreeSet<u64> {
+        let first = self.geometry.host_cluster(self.table_offset).get();
+        let table = first..first.saturating_add(self.table_clusters);
+        self.block_clusters.iter().copied().chain(table).collect()
+    }
+
     /// The cluster behind the last one below `clusters` whose refcount is not 0. Missing blocks are passed over whole: a
     /// file can be long and hold nothing.
     pub(crate) fn end_of_use(&mut self, storage: &impl ReadStorage, clusters: u64) -> Result<HostCluster> {

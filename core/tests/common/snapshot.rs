@@ -69,6 +69,7 @@ fn write_table(bytes: &mut [u8], fields: &Fields, table: u64, l1: u64) {
     put64(bytes, table, l1);
     put64(bytes, table + 8, fields.l1_size << 32 | 1 << 16 | 1);
     put64(bytes, table + 32, 16);
+    put64(bytes, table + 40, 0);
     put64(bytes, table + 48, fields.size);
     bytes[(table + 56) as usize..(table + 58) as usize].copy_from_slice(b"1s");
     bytes[60..64].copy_from_slice(&1u32.to_be_bytes());
