@@ -77,6 +77,17 @@ fn scenario(name: &'static str, seed: u64) -> Scenario {
         "resize-backing" => {
             Scenario { create: over_backing(create(3, 4096, 16, false)), backing: 180_224, resize: true, ..plain }
         }
+        "resize-snapshot" => {
+            Scenario { create: create(3, 512 << (seed % 4), 16, false), snapshot: true, resize: true, ..plain }
+        }
+        "resize-subclusters" => {
+            let create = create(3, 16 << 10, 16, true);
+            let (create, backing) = if seed.is_multiple_of(2) { (create, 0) } else { (over_backing(create), 250_000) };
+            Scenario { create, size: 300_032, backing, resize: true, ..plain }
+        }
+        "resize-2" => {
+            Scenario { create: over_backing(create(2, 1024, 16, false)), backing: 80_000, resize: true, ..plain }
+        }
         "refcount-table" => Scenario { size: 3 << 20, preallocated: 1_950_000 / 512 * 512, steps: 80, ..plain },
         other => panic!("no scenario {other}"),
     }
@@ -113,5 +124,8 @@ cuts! {
     beside_a_snapshot_over_a_backing_file: "snapshot-backing", 9, 200;
     resizing: "resize", 18, 200;
     resizing_over_a_backing_file: "resize-backing", 9, 200;
+    resizing_beside_a_snapshot: "resize-snapshot", 9, 200;
+    resizing_with_subclusters: "resize-subclusters", 9, 200;
+    resizing_version_2: "resize-2", 9, 200;
     the_refcount_table_moves: "refcount-table", 4, 150;
 }

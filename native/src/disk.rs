@@ -143,16 +143,27 @@ impl RawDisk {
 
     fn resize(&mut self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.writable()?;
-        let old = self.length;
-        self.storage.set_len(size)?;
-        self.length = size;
-        match preallocation {
-            _ if size <= old => Ok(()),
-            Preallocation::Off => Ok(()),
-            Preallocation::Metadata => Err(Error::invalid("preallocation=metadata of a raw file")),
-            Preallocation::Falloc => Ok(self.storage.allocate(old, size - old)?),
-            Preallocation::Full => write_zero_bytes(&self.storage, old, size),
+        if preallocation == Preallocation::Metadata {
+            return Err(Error::invalid("unsupported preallocation mode: metadata"));
         }
+        let old = self.length;
+        if size < old && preallocation != Preallocation::Off {
+            return Err(Error::invalid("preallocation can only be used for growing images"));
+        }
+        let old_file_end = self.storage.len()?;
+        self.storage.set_len(size)?;
+        let reserved = match preallocation {
+            Preallocation::Off | Preallocation::Metadata => Ok(()),
+            Preallocation::Falloc if size > old => self.storage.allocate(old, size - old).map_err(Error::from),
+            Preallocation::Falloc => Ok(()),
+            Preallocation::Full => write_zero_bytes(&self.storage, old, size),
+        };
+        match reserved {
+            Ok(()) => self.length = size,
+            // The disk is as it was, if the system lets it.
+            Err(_) => self.storage.set_len(old_file_end)?,
+        }
+        reserved
     }
 }
 
@@ -375,15 +386,11 @@ impl Disk {
     /// Sets the virtual size, and reserves what is new.
     ///
     /// # Errors
-    /// As [`Image::resize`] and [`Image::preallocate`].
+    /// As [`Image::resize_with`]; a raw file has no metadata to preallocate.
     pub fn resize(&mut self, size: u64, preallocation: Preallocation) -> Result<()> {
         match self {
             Self::Raw(raw) => raw.resize(size, preallocation),
-            Self::Qcow2(image) => {
-                let old = image.virtual_size();
-                image.resize(size)?;
-                if size > old { image.preallocate(old, size - old, preallocation) } else { Ok(()) }
-            }
+            Self::Qcow2(image) => image.resize_with(size, preallocation),
         }
     }
 }

@@ -8,6 +8,7 @@
 //! | [`disk`] | a guest disk of either format |
 //! | [`status`] | what each part of a disk is, as QEMU tells it |
 //! | [`mod@convert`] | copying a disk into another image |
+//! | [`blocks`] | copying a part of a disk |
 //! | [`mod@compare`] | whether two disks hold the same |
 //! | [`trim`] | discarding ranges, and telling what became of them |
 //! | [`zeros`] | finding zeros in buffers |
@@ -23,6 +24,7 @@
 //! proof: `lock/ofd.rs` (`fcntl`) and `extents/fiemap.rs` (`ioctl`).
 
 pub mod analyze;
+pub mod blocks;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod codec;

@@ -8,8 +8,8 @@ use super::{Image, OpenOptions};
 use crate::codec::CompressionType;
 use crate::error::{Error, Result};
 use crate::format::{
-    CompatibleFeatures, Extension, FeatureName, Geometry, GuestCluster, GuestOffset, Header, HeaderArea, HostCluster,
-    HostOffset, HostRef, IncompatibleFeatures, L2Entry, Name, Subclusters, encode_refcount_table_entry, write_refcount,
+    CompatibleFeatures, Extension, FeatureName, Geometry, Header, HeaderArea, HostOffset, IncompatibleFeatures, Name,
+    encode_refcount_table_entry, write_refcount,
 };
 use crate::storage::{Storage, ZeroMode};
 
@@ -260,105 +260,5 @@ impl<S: Storage> Image<S> {
             image.preallocate(0, size, options.preallocation)?;
         }
         Ok(image)
-    }
-
-    /// Maps every unallocated cluster of a range to a new host cluster. Durable on return.
-    ///
-    /// # Errors
-    /// As [`Image::write_at`]; images with an external data file are not supported.
-    pub fn preallocate(&mut self, offset: u64, length: u64, mode: Preallocation) -> Result<()> {
-        let end = self.guest_range(offset, length)?;
-        if mode == Preallocation::Off {
-            return Ok(());
-        }
-        self.begin_writing()?;
-        if self.geometry().data_file() {
-            return Err(Error::unsupported("preallocation in an image with an external data file"));
-        }
-        let geometry = *self.geometry();
-        let mut cluster = geometry.guest_cluster(GuestOffset::new(offset));
-        let last = GuestCluster::new(geometry.clusters_for(end));
-        let mut goal = None;
-        let mut file_end = self.storage.len()?;
-        while cluster < last {
-            let (count, run) = self.preallocate_run(cluster, last.distance_from(cluster), goal, mode)?;
-            cluster = cluster.saturating_add(count);
-            let Some(run) = run else { continue };
-            goal = Some(run.first.saturating_add(run.count));
-            let start = geometry.host_start(run.first).get();
-            let bytes = run.count.saturating_mul(geometry.cluster_size());
-            file_end = file_end.max(start.saturating_add(bytes));
-        }
-        if self.storage.capabilities().grows && self.storage.len()? < file_end {
-            self.storage.set_len(file_end)?;
-        }
-        self.flush()
-    }
-
-    /// Maps the unallocated clusters from `first` on, as many as lie in one table and one run.
-    fn preallocate_run(
-        &mut self,
-        first: GuestCluster,
-        most: u64,
-        goal: Option<HostCluster>,
-        mode: Preallocation,
-    ) -> Result<(u64, Option<crate::metadata::Run>)> {
-        let geometry = *self.geometry();
-        self.metadata.writable_table(&self.storage, geometry.l1_index(first))?;
-        let most = most.min(geometry.l2_entries().saturating_sub(geometry.l2_index(first)));
-        let mut missing = None;
-        let count = self.metadata.visit(&self.storage, first, most, |entry| {
-            let unallocated = entry.is_none_or(|entry| entry == L2Entry::UNALLOCATED);
-            *missing.get_or_insert(unallocated) == unallocated
-        })?;
-        if missing != Some(true) {
-            return Ok((count.max(1), None));
-        }
-        let run = self.metadata.allocate(&self.storage, count, goal)?;
-        // Before they are linked: whoever commits next would show what the clusters held before.
-        if let Err(error) = self.reserve(run, mode) {
-            self.metadata.undo_allocation(&self.storage, run)?;
-            return Err(error);
-        }
-        for n in 0..run.count {
-            let offset = geometry.host_start(run.first.saturating_add(n));
-            // With subclusters the cluster is there but nothing in it is, so that a backing file still shows.
-            let parts = if geometry.extended_l2() { Subclusters::NONE } else { Subclusters::all_allocated(&geometry) };
-            let entry = L2Entry::Plain { host: Some(HostRef { offset, copied: true }), parts };
-            self.metadata.set_entry(&self.storage, first.saturating_add(n), entry)?;
-        }
-        if self.metadata.wants_commit() {
-            self.commit()?;
-        }
-        Ok((run.count, Some(run)))
-    }
-
-    /// Makes new clusters read as zeros, reserved as `mode` says.
-    fn reserve(&mut self, run: crate::metadata::Run, mode: Preallocation) -> Result<()> {
-        let start = self.geometry().host_start(run.first).get();
-        let length = run.count.saturating_mul(self.geometry().cluster_size());
-        self.note_data();
-        match mode {
-            Preallocation::Off => {}
-            Preallocation::Metadata if run.fresh => {}
-            Preallocation::Metadata => self.storage.write_zeroes(start, length, ZeroMode::MayUnmap)?,
-            Preallocation::Falloc => {
-                if !run.fresh {
-                    self.storage.write_zeroes(start, length, ZeroMode::KeepAllocated)?;
-                }
-                self.storage.allocate(start, length)?;
-            }
-            Preallocation::Full => {
-                let zeros = vec![0u8; 1 << 20];
-                let mut at = start;
-                let end = start.saturating_add(length);
-                while at < end {
-                    let piece = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(zeros.len());
-                    self.storage.write_at(at, zeros.get(..piece).unwrap_or(&zeros))?;
-                    at = at.saturating_add(u64::try_from(piece).unwrap_or(u64::MAX));
-                }
-            }
-        }
-        Ok(())
     }
 }

@@ -13,6 +13,7 @@ mod look;
 mod map;
 mod open;
 mod options;
+mod preallocate;
 mod read;
 mod resize;
 mod write;

@@ -330,7 +330,7 @@ impl Recorder<'_> {
     }
 
     fn resize(&mut self) {
-        if !self.scenario.resize || self.header().header.snapshot_count > 0 {
+        if !self.scenario.resize || self.header().header.snapshot_count > 0 && self.scenario.create.version < 3 {
             return;
         }
         let old = self.model.len() as u64;
@@ -342,10 +342,18 @@ impl Recorder<'_> {
             let kept = self.model.clone();
             let end = self.model.len().min(size as usize + shown.len());
             self.model[size as usize..end].copy_from_slice(&shown[..end - size as usize]);
+            self.model[end..].fill(0);
             self.changed(events, size, old);
             self.model = kept;
         }
-        self.image().resize(size).unwrap();
+        let mode = match self.rng.below(6) {
+            1 => Preallocation::Metadata,
+            2 => Preallocation::Falloc,
+            3 => Preallocation::Full,
+            _ => Preallocation::Off,
+        };
+        let mode = if size < old { Preallocation::Off } else { mode };
+        self.image().resize_with(size, mode).unwrap();
         self.model.resize(size as usize, 0);
         self.changed(events, old.min(size), old.max(size));
         self.flushed.push(Flushed { events: self.events(), content: self.model.clone() });

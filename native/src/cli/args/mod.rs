@@ -7,6 +7,7 @@ mod discard;
 mod io;
 mod lab;
 mod look;
+mod reshape;
 
 use std::path::PathBuf;
 
@@ -19,6 +20,7 @@ pub(crate) use discard::DiscardArgs;
 pub(crate) use io::IoArgs;
 pub(crate) use lab::{ChurnArgs, ReplayArgs, TraceOutput};
 pub(crate) use look::{AnalyzeArgs, CheckArgs, CompareArgs, InfoArgs, InspectArgs, MapArgs};
+pub(crate) use reshape::{DdArgs, ResizeArgs};
 
 /// Opens, shapes and heals qcow2 disk images.
 #[derive(Debug, Parser)]
@@ -58,6 +60,12 @@ pub(crate) enum Verb {
     /// Tell whether two disks have the same contents
     #[command(infer_long_args = true)]
     Compare(CompareArgs),
+    /// Change the size of a disk
+    #[command(infer_long_args = true)]
+    Resize(ResizeArgs),
+    /// Copy a part of a disk into a new image, by blocks
+    #[command(infer_long_args = true)]
+    Dd(DdArgs),
     /// Read, write and discard by commands, in qemu-io's language
     #[command(infer_long_args = true)]
     Io(IoArgs),
@@ -104,6 +112,8 @@ impl Verb {
             Self::Check(_) => "check",
             Self::Convert(_) => "convert",
             Self::Compare(_) => "compare",
+            Self::Resize(_) => "resize",
+            Self::Dd(_) => "dd",
             Self::Io(_) => "io",
             Self::Discard(_) => "discard",
             Self::Analyze(_) => "analyze",

@@ -1,6 +1,6 @@
 //! `io`.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal};
 
 use crate::cli::args::{IoArgs, OpenArgs};
 use crate::cli::failure::{Failure, Outcome};
@@ -107,7 +107,6 @@ fn cache_mode(mode: Option<&str>) -> Result<Cache, Failure> {
 }
 
 fn open(source: &Source, personality: Personality, cache: Cache) -> Result<Disk, Failure> {
-    let guessed = source.request.format.is_none() && !source.request.options.read_only;
     let opened = source.open(personality).map_err(|failure| match personality {
         Personality::QemuIo => {
             let prefix = format!("Could not open '{}': ", source.path.display());
@@ -125,24 +124,10 @@ fn open(source: &Source, personality: Personality, cache: Cache) -> Result<Disk,
             .flat_map(|top| [top.file(), top.data()])
             .for_each(|file| file.set_barriers(false));
     }
-    if guessed && opened.image().is_none() {
-        warn_of_guess(source, personality)?;
+    if !source.request.options.read_only {
+        super::warn_of_guess(source, &opened, personality)?;
     }
     Ok(opened)
-}
-
-/// Tells that a file is written as raw although nobody said that it is.
-fn warn_of_guess(source: &Source, personality: Personality) -> Result<(), Failure> {
-    let name = source.path.display();
-    let text = match personality {
-        Personality::Own => format!("qcowkit: {name}: taken for raw by its first bytes; -f raw says so\n"),
-        Personality::QemuImg | Personality::QemuIo => format!(
-            "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
-             Automatically detecting the format is dangerous for raw images, write operations on block 0 will be \
-             restricted.\n         Specify the 'raw' format explicitly to remove the restrictions.\n"
-        ),
-    };
-    Ok(io::stderr().lock().write_all(text.as_bytes())?)
 }
 
 /// Runs commands one after the other.

@@ -6,19 +6,61 @@ pub(crate) mod check;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod create;
+pub(crate) mod dd;
 pub(crate) mod discard;
 pub(crate) mod info;
 pub(crate) mod inspect;
 pub(crate) mod io;
 pub(crate) mod lab;
 pub(crate) mod map;
+pub(crate) mod resize;
 
 use std::io::Write;
 
+use qcowkit_core::image::Preallocation;
 use serde::Serialize;
+
+use super::failure::Failure;
+use super::personality::Personality;
+use super::plan::Source;
+use crate::disk::Disk;
 
 /// Prints a report of our own as JSON: the same names and units as in Python and JavaScript.
 pub(crate) fn print_json(out: &mut dyn Write, report: &impl Serialize) -> std::io::Result<()> {
     serde_json::to_writer_pretty(&mut *out, report)?;
     writeln!(out)
+}
+
+/// The value of `--preallocation`.
+///
+/// # Errors
+/// Another word.
+pub(crate) fn preallocation_mode(word: Option<&str>) -> Result<Preallocation, Failure> {
+    match word {
+        None | Some("off") => Ok(Preallocation::Off),
+        Some("metadata") => Ok(Preallocation::Metadata),
+        Some("falloc") => Ok(Preallocation::Falloc),
+        Some("full") => Ok(Preallocation::Full),
+        Some(other) => Err(Failure::new(format!("Invalid preallocation mode '{other}'"))),
+    }
+}
+
+/// Tells that a file is going to be written as raw although nobody said that it is.
+///
+/// # Errors
+/// When standard error cannot be written.
+pub(crate) fn warn_of_guess(source: &Source, disk: &Disk, personality: Personality) -> Result<(), Failure> {
+    if source.request.format.is_some() || disk.image().is_some() {
+        return Ok(());
+    }
+    let name = source.path.display();
+    let text = match personality {
+        Personality::Own => format!("qcowkit: {name}: taken for raw by its first bytes; -f raw says so\n"),
+        Personality::QemuImg | Personality::QemuIo => format!(
+            "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
+             Automatically detecting the format is dangerous for raw images, write operations on block 0 will be \
+             restricted.\n         Specify the 'raw' format explicitly to remove the restrictions.\n"
+        ),
+    };
+    Ok(std::io::stderr().lock().write_all(text.as_bytes())?)
 }

@@ -1,0 +1,113 @@
+//! Copying a part of a disk, counted in blocks, into another: `dd`.
+
+use std::ops::Range;
+
+use qcowkit_core::Result;
+use qcowkit_core::image::LayerFormat;
+use qcowkit_core::storage::ReadStorage;
+
+use crate::disk::Disk;
+use crate::zeros::is_zero;
+
+/// Bytes that are read at once, whatever the size of a block.
+const PIECE: u64 = 2 << 20;
+
+/// Zeros of this many bytes are not written into a new image.
+const SPARSE: usize = 64 << 10;
+
+/// Which part of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blocks {
+    /// Bytes of a block, not 0.
+    pub bytes: u64,
+    /// Blocks before the part.
+    pub skip: u64,
+    /// Blocks before the end of the part; all without it.
+    ///
+    /// As `qemu-img dd` counts: the skipped blocks are among them, so that `skip=3 count=7` copies four blocks.
+    pub count: Option<u64>,
+}
+
+impl Default for Blocks {
+    /// The whole disk in blocks of 512 bytes.
+    fn default() -> Self {
+        Self { bytes: 512, skip: 0, count: None }
+    }
+}
+
+impl Blocks {
+    /// The bytes of a disk of `size` bytes; `None` where the part begins behind its end.
+    #[must_use]
+    pub fn of(&self, size: u64) -> Option<Range<u64>> {
+        let end = self.count.map_or(size, |count| count.saturating_mul(self.bytes).min(size));
+        let start = self.skip.checked_mul(self.bytes).filter(|&start| start <= end)?;
+        Some(start..end)
+    }
+}
+
+/// Copies a range of one disk to the beginning of another, which was just made for it. What reads as zeros is not
+/// written.
+///
+/// # Errors
+/// When a disk cannot be read or written.
+pub fn copy(from: &mut Disk, range: Range<u64>, to: &mut Disk) -> Result<()> {
+    // What a device holds is still there after it was taken for a new image.
+    let used = to.format() == LayerFormat::Raw && to.file().capabilities().block_device;
+    let mut buffer = vec![0u8; usize::try_from(PIECE.min(range.end - range.start)).unwrap_or(0)];
+    let mut at = range.start;
+    while at < range.end {
+        let extent = from.next_extent(at, range.end - at)?;
+        let target = at - range.start;
+        if extent.is_zero() {
+            if used {
+                to.write_zeroes(target, extent.length, true)?;
+            }
+            at += extent.length.max(1);
+            continue;
+        }
+        let length = extent.length.min(PIECE);
+        let bytes = &mut buffer[..length as usize];
+        from.read_at(at, bytes)?;
+        write_data(to, target, bytes, used)?;
+        at += length;
+    }
+    Ok(())
+}
+
+/// Writes what is not zero, neighbours in one call.
+fn write_data(to: &mut Disk, offset: u64, bytes: &[u8], used: bool) -> Result<()> {
+    let mut start = 0;
+    while start < bytes.len() {
+        let zero = |at: usize| !used && is_zero(&bytes[at..bytes.len().min(at + SPARSE)]);
+        if zero(start) {
+            start += SPARSE;
+            continue;
+        }
+        let mut end = start + SPARSE;
+        while end < bytes.len() && !zero(end) {
+            end += SPARSE;
+        }
+        let end = end.min(bytes.len());
+        to.write_at(offset + start as u64, &bytes[start..end])?;
+        start = end;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_counted_from_the_beginning() {
+        let part = |bytes, skip, count| Blocks { bytes, skip, count }.of(10_240);
+        assert_eq!(Blocks::default().of(10_240), Some(0..10_240));
+        assert_eq!(part(100, 3, Some(7)), Some(300..700));
+        assert_eq!(part(1000, 3, None), Some(3000..10_240));
+        assert_eq!(part(1000, 3, Some(u64::MAX)), Some(3000..10_240));
+        assert_eq!(part(512, 20, None), Some(10_240..10_240));
+        assert_eq!(part(512, 21, None), None);
+        assert_eq!(part(512, u64::MAX, None), None);
+        assert_eq!(part(100, 9, Some(7)), None);
+    }
+}

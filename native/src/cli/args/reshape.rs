@@ -1,0 +1,71 @@
+use std::ffi::OsString;
+
+use clap::Args;
+
+use super::{BackingChoice, OpenArgs};
+
+/// What verbs share that open images in order to change them: there is no way to do that without locks.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ChangeArgs {
+    /// Which backing and data files that an image names may be opened [default: same-dir; as qemu-img: follow]
+    #[arg(long, value_name = "WHICH")]
+    pub(crate) backing_files: Option<BackingChoice>,
+    /// Not supported: objects such as secrets
+    #[arg(long, value_name = "OBJECT", hide = true)]
+    pub(crate) object: Vec<String>,
+    /// The file name is a list of options: driver=FORMAT,file.filename=NAME
+    #[arg(long)]
+    pub(crate) image_opts: bool,
+}
+
+impl ChangeArgs {
+    /// The same as arguments of an opening, with locks.
+    #[must_use]
+    pub(crate) fn open(&self) -> OpenArgs {
+        OpenArgs {
+            force_share: false,
+            backing_files: self.backing_files,
+            object: self.object.clone(),
+            image_opts: self.image_opts,
+        }
+    }
+}
+
+/// `resize`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ResizeArgs {
+    /// Print nothing
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Format of the image, instead of looking
+    #[arg(short, long, value_name = "FORMAT", allow_hyphen_values = true)]
+    pub(crate) format: Option<String>,
+    /// Reserve what is new: off, metadata, falloc or full [default: off]
+    #[arg(long, value_name = "MODE", allow_hyphen_values = true)]
+    pub(crate) preallocation: Option<String>,
+    /// Allow the disk to become smaller: what lies beyond the new end is lost
+    #[arg(long)]
+    pub(crate) shrink: bool,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    /// The image, and its new size, or +SIZE or -SIZE by which it grows or shrinks
+    #[arg(value_names = ["FILE", "SIZE"], num_args = 0.., allow_hyphen_values = true)]
+    pub(crate) operands: Vec<OsString>,
+}
+
+/// `dd`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DdArgs {
+    /// Format of the input, instead of looking
+    #[arg(short, long, value_name = "FORMAT", allow_hyphen_values = true)]
+    pub(crate) format: Option<String>,
+    /// Format of the output: raw or qcow2 [default: raw, as qemu-img]
+    #[arg(short = 'O', long, value_name = "FORMAT", allow_hyphen_values = true)]
+    pub(crate) output_format: Option<String>,
+    #[command(flatten)]
+    pub(crate) open: OpenArgs,
+    /// bs=SIZE: bytes of a block [default: 512]; count=N: end before block N of the input (skipped blocks count, as for
+    /// qemu-img); skip=N: begin at block N; if=FILE: the input; of=FILE: the output, which is made anew
+    #[arg(value_name = "OPERAND", num_args = 0..)]
+    pub(crate) operands: Vec<OsString>,
+}
