@@ -16,6 +16,7 @@ mod options;
 mod preallocate;
 mod read;
 mod resize;
+mod snapshots;
 mod write;
 
 #[cfg(test)]
@@ -34,6 +35,7 @@ pub use create::{CreateOptions, Preallocation};
 pub use map::{Content, Extent};
 pub use open::{AllowNone, Found, LayerFormat, Opener, Reference, Role, read_header};
 pub use options::{DetectZeroes, OpenOptions};
+pub use snapshots::{NewSnapshot, SnapshotSelector};
 pub use write::WritePlan;
 
 /// An open image on a storage of type `S`, with the layers of its backing chain.
@@ -69,6 +71,8 @@ pub struct Image<S> {
     data_unsynced: bool,
     /// The preparations of the first write are done.
     writing: bool,
+    /// Plans of [`Image::prepare_write`] that did not come back yet.
+    open_plans: u64,
     unpacked: Option<Unpacked>,
 }
 

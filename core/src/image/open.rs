@@ -154,8 +154,9 @@ impl<S: Storage> Image<S> {
                     break;
                 }
                 LayerFormat::Qcow2 => {
-                    let below = Self::open_layer(found.storage, options.clone().read_only())
-                        .map_err(|e| e.at_depth(depth.saturating_add(1)))?;
+                    let options = OpenOptions { snapshot: None, ..options.clone().read_only() };
+                    let below =
+                        Self::open_layer(found.storage, options).map_err(|e| e.at_depth(depth.saturating_add(1)))?;
                     layers.push((below, found.identity));
                 }
             }
@@ -178,9 +179,15 @@ impl<S: Storage> Image<S> {
     }
 
     /// Opens one layer: header, L1 table and refcount table.
-    fn open_layer(storage: S, options: OpenOptions) -> Result<Self> {
+    fn open_layer(storage: S, mut options: OpenOptions) -> Result<Self> {
+        // A view is never written: its tables are not counted as the active ones.
+        options.read_only |= options.snapshot.is_some();
         let header = read_header(&storage)?;
         let geometry = header.validate(Some(storage.len()?))?;
+        let (header, geometry) = match &options.snapshot {
+            None => (header, geometry),
+            Some(selector) => super::snapshots::view(header, &geometry, selector, &storage)?,
+        };
         let encryption = match header.header.crypt_method {
             0 => None,
             1 => Some("AES"),
@@ -196,6 +203,7 @@ impl<S: Storage> Image<S> {
             encryption,
             data_unsynced: false,
             writing: false,
+            open_plans: 0,
             unpacked: None,
         })
     }

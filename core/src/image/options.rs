@@ -3,6 +3,7 @@
 use alloc::sync::Arc;
 use core::fmt;
 
+use super::SnapshotSelector;
 use crate::codec::{BuiltinCodecs, Codecs};
 use crate::metadata::{DiscardPolicy, MetadataOptions};
 
@@ -38,6 +39,9 @@ pub struct OpenOptions {
     /// Opens the image although its backing or data file was not found or is not allowed; reads that would need it
     /// fail. For `info`, `check` and the like.
     pub ignore_missing_files: bool,
+    /// Opens the disk as it was when this internal snapshot was taken, with the size that it had then, read-only. Layers
+    /// below are opened as they are.
+    pub snapshot: Option<SnapshotSelector>,
 }
 
 impl OpenOptions {
@@ -52,6 +56,13 @@ impl OpenOptions {
     #[must_use]
     pub fn metadata_only(mut self) -> Self {
         self.ignore_missing_files = true;
+        self
+    }
+
+    /// The same, for a view of a snapshot.
+    #[must_use]
+    pub fn of_snapshot(mut self, snapshot: SnapshotSelector) -> Self {
+        self.snapshot = Some(snapshot);
         self
     }
 
@@ -80,6 +91,7 @@ impl Default for OpenOptions {
             metadata: MetadataOptions::default(),
             codecs: Arc::new(BuiltinCodecs),
             ignore_missing_files: false,
+            snapshot: None,
         }
     }
 }
@@ -92,6 +104,7 @@ impl fmt::Debug for OpenOptions {
             .field("policy", &self.policy)
             .field("detect_zeroes", &self.detect_zeroes)
             .field("metadata", &self.metadata)
+            .field("snapshot", &self.snapshot)
             .finish_non_exhaustive()
     }
 }

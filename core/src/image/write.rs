@@ -18,6 +18,8 @@ const GATHER_BYTES: u64 = 1 << 20;
 #[must_use]
 pub struct WritePlan {
     pub(super) pieces: Vec<Piece>,
+    /// Counted in [`Image::open_plans`].
+    counted: bool,
 }
 
 /// One run of host bytes.
@@ -85,10 +87,10 @@ impl<S: Storage> Image<S> {
             at = at.saturating_add(piece.length);
             goal = self.goal_after(&piece);
             if let Err(error) = self.move_piece(&piece, head) {
-                self.abort_write(WritePlan { pieces: vec![piece] })?;
+                self.abort_write(WritePlan { pieces: vec![piece], counted: false })?;
                 return Err(error);
             }
-            self.commit_write(WritePlan { pieces: vec![piece] })?;
+            self.commit_write(WritePlan { pieces: vec![piece], counted: false })?;
             rest = tail;
         }
         Ok(())
@@ -101,7 +103,7 @@ impl<S: Storage> Image<S> {
     pub fn prepare_write(&mut self, offset: u64, length: u64) -> Result<WritePlan> {
         let end = self.guest_range(offset, length)?;
         self.begin_writing()?;
-        let mut plan = WritePlan { pieces: Vec::new() };
+        let mut plan = WritePlan { pieces: Vec::new(), counted: false };
         let mut at = offset;
         let mut goal = None;
         while at < end {
@@ -117,6 +119,8 @@ impl<S: Storage> Image<S> {
                 }
             }
         }
+        plan.counted = true;
+        self.open_plans = self.open_plans.saturating_add(1);
         Ok(plan)
     }
 
@@ -141,6 +145,7 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// When tables cannot be read.
     pub fn commit_write(&mut self, plan: WritePlan) -> Result<()> {
+        self.open_plans = self.open_plans.saturating_sub(plan.counted.into());
         self.note_data();
         for piece in plan.pieces {
             for link in piece.links {
@@ -158,6 +163,7 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// When refcount blocks cannot be read.
     pub fn abort_write(&mut self, plan: WritePlan) -> Result<()> {
+        self.open_plans = self.open_plans.saturating_sub(plan.counted.into());
         for piece in plan.pieces {
             if let Some(run) = piece.run {
                 self.metadata.undo_allocation(&self.storage, run)?;
@@ -414,16 +420,28 @@ impl<S: Storage> Image<S> {
         Ok(bytes)
     }
 
-    /// What must hold before anything changes, and what the first change must announce on storage.
+    /// What must hold before guest data change, and what the first change must announce on storage.
     pub(super) fn begin_writing(&mut self) -> Result<()> {
         self.refuse_poisoned()?;
         if self.writing {
             return Ok(());
         }
-        if self.options.read_only || self.storage.capabilities().read_only {
-            return Err(ErrorKind::ReadOnly.into());
-        }
+        self.refuse_read_only()?;
         self.refuse_encrypted()?;
+        self.data_at_depth(0)?;
+        self.begin_changing()?;
+        self.invalidate_bitmaps()?;
+        if self.metadata.header_waits() {
+            self.commit()?;
+        }
+        self.writing = true;
+        Ok(())
+    }
+
+    /// What must hold before metadata change, be it on behalf of the guest or not.
+    pub(super) fn begin_changing(&mut self) -> Result<()> {
+        self.refuse_poisoned()?;
+        self.refuse_read_only()?;
         let obstacles = self.header().write_obstacles();
         if obstacles.corrupt {
             return Err(Error::unsupported("writing to an image marked corrupt: repair it first"));
@@ -431,9 +449,7 @@ impl<S: Storage> Image<S> {
         if obstacles.dirty {
             return Err(Error::unsupported("writing to an image marked dirty: its refcounts must be rebuilt first"));
         }
-        self.data_at_depth(0)?;
         self.metadata.guard()?;
-        self.invalidate_bitmaps()?;
         let header = &self.metadata.header().header;
         let unknown = header.autoclear.unknown();
         if !unknown.is_empty() {
@@ -445,7 +461,13 @@ impl<S: Storage> Image<S> {
             // Also when an earlier attempt failed here.
             self.commit()?;
         }
-        self.writing = true;
+        Ok(())
+    }
+
+    fn refuse_read_only(&self) -> Result<()> {
+        if self.options.read_only || self.storage.capabilities().read_only {
+            return Err(ErrorKind::ReadOnly.into());
+        }
         Ok(())
     }
 }

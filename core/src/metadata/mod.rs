@@ -12,9 +12,12 @@ pub mod decide;
 mod expand;
 mod guard;
 mod header_area;
+mod reader;
 pub(crate) mod rebuild;
 mod refcounts;
 mod slices;
+mod snapshot_table;
+mod trees;
 
 use alloc::collections::BTreeSet;
 use alloc::string::String;
@@ -33,6 +36,10 @@ pub(crate) use commit::Quarantined;
 pub use decide::{DiscardPolicy, DiscardType, Pass, RetainedOp, Unref};
 pub(crate) use expand::Expansion;
 pub(crate) use guard::Touch;
+pub(crate) use reader::TableReader;
+pub(crate) use snapshot_table::read_snapshot_table;
+pub use snapshot_table::{read_snapshots, snapshot_places};
+pub(crate) use trees::ActiveTable;
 
 use refcounts::Refcounts;
 use slices::SliceCache;
@@ -170,6 +177,11 @@ impl Metadata {
     /// The L2 table behind an L1 entry.
     pub(crate) fn l2_table(&self, l1_index: u64) -> Result<Option<HostRef>> {
         let raw = usize::try_from(l1_index).ok().and_then(|at| self.l1.get(at)).copied().unwrap_or(0);
+        self.table_behind(l1_index, raw)
+    }
+
+    /// The L2 table that an entry of any L1 table names.
+    pub(super) fn table_behind(&self, l1_index: u64, raw: u64) -> Result<Option<HostRef>> {
         let entry = L1Entry::decode(raw, &self.geometry)
             .map_err(|e| Error::corrupt(Structure::L1Table, alloc::format!("{e}")).at_index(l1_index))?;
         Ok(entry.table())
@@ -253,13 +265,26 @@ impl Metadata {
             visit(None, count);
             return Ok(());
         };
+        self.visit_table_runs(storage, table.offset, first, count, |entry, run| visit(Some(entry), run))
+    }
+
+    /// As [`Metadata::visit_runs`], of the L2 table at `table`, be it the active one or not; `count` clusters from
+    /// `first` on lie within it.
+    fn visit_table_runs(
+        &mut self,
+        storage: &impl ReadStorage,
+        table: HostOffset,
+        first: GuestCluster,
+        count: u64,
+        mut visit: impl FnMut(L2Entry, u64) -> bool,
+    ) -> Result<()> {
         let per_slice = self.slices.entries_per_slice();
         let mut done = 0u64;
         while done < count {
             let cluster = first.saturating_add(done);
-            let (slot, within) = self.slices.load(storage, table.offset, self.geometry.l2_index(cluster))?;
+            let (slot, within) = self.slices.load(storage, table, self.geometry.l2_index(cluster))?;
             let raw = self.slices.entry(slot, within);
-            let entry = self.decode(raw, cluster, table.offset)?;
+            let entry = self.decode(raw, cluster, table)?;
             let here = count.saturating_sub(done).min(per_slice.saturating_sub(within));
             let run = match entry {
                 L2Entry::Plain { host, .. } if !self.geometry.extended_l2() => {
@@ -268,7 +293,7 @@ impl Metadata {
                 }
                 L2Entry::Plain { .. } | L2Entry::Compressed(_) => 1,
             };
-            if !visit(Some(entry), run) {
+            if !visit(entry, run) {
                 return Ok(());
             }
             done = done.saturating_add(run);
@@ -430,7 +455,7 @@ impl Metadata {
     }
 }
 
-fn read_l1(storage: &impl ReadStorage, offset: u64, entries: u32) -> Result<Vec<u64>> {
+pub(crate) fn read_l1(storage: &impl ReadStorage, offset: u64, entries: u32) -> Result<Vec<u64>> {
     let entries = usize::try_from(entries).unwrap_or(usize::MAX);
     let length = entries.saturating_mul(8);
     if u64::try_from(length).unwrap_or(u64::MAX) > crate::format::MAX_L1_BYTES {

@@ -211,6 +211,35 @@ impl Refcounts {
         Ok(None)
     }
 
+    /// The first of `count` clusters from `first` on whose refcount `wanted` accepts: how many come before it, and that
+    /// refcount.
+    pub(crate) fn find(
+        &mut self,
+        storage: &impl ReadStorage,
+        first: HostCluster,
+        count: u64,
+        wanted: impl Fn(u64) -> bool,
+    ) -> Result<Option<(u64, u64)>> {
+        let order = self.geometry.refcount_order();
+        let mut done = 0u64;
+        while done < count {
+            let cluster = first.saturating_add(done);
+            let within = self.geometry.refcount_block_index(cluster);
+            let here = count.saturating_sub(done).min(self.geometry.refcount_block_entries().saturating_sub(within));
+            let block = self.block(storage, self.geometry.refcount_table_index(cluster))?;
+            let refcount = |n: u64| {
+                let index = within.saturating_add(n);
+                block.as_ref().and_then(|block| read_refcount(&block.bytes, index, order)).unwrap_or(0)
+            };
+            let found = (0..here).map(|n| (n, refcount(n))).find(|&(_, refcount)| wanted(refcount));
+            if let Some((n, refcount)) = found {
+                return Ok(Some((done.saturating_add(n), refcount)));
+            }
+            done = done.saturating_add(here);
+        }
+        Ok(None)
+    }
+
     /// The clusters of the table and of all blocks.
     pub(super) fn own_clusters(&self) -> BTreeSet<u64> {
         let first = self.geometry.host_cluster(self.table_offset).get();

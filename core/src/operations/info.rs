@@ -3,9 +3,10 @@
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use super::tables::{read_bitmaps, read_snapshots};
+use super::tables::read_bitmaps;
 use crate::error::Result;
 use crate::format::{BitmapEntry, BitmapFlags, HeaderArea, LuksHeader, LuksSlot, Snapshot};
+use crate::metadata::read_snapshots;
 use crate::storage::ReadStorage;
 
 /// What an image says of itself. In JSON the names and the shape are those of `qemu-img info --output=json`; the name of

@@ -23,7 +23,8 @@ pub use analyze::{Analysis, AnalyzeOptions, analyze};
 pub use audit::{Audit, AuditOptions, audit, audit_start};
 pub use check::{CheckReport, check};
 pub use inspect::{Inspector, inspect_guest};
-pub use tables::{read_bitmaps, read_snapshots};
+pub use tables::read_bitmaps;
 pub use walk::{Walk, walk};
 
 pub use crate::image::read_header;
+pub use crate::metadata::read_snapshots;

@@ -22,7 +22,6 @@
 
 mod bitmaps;
 mod guest;
-mod reader;
 mod refcounts;
 mod snapshots;
 
@@ -30,7 +29,7 @@ use crate::error::{Error, Result, Structure};
 use crate::format::{EntryError, Geometry, HeaderArea, L2Entry, L2Run, RawL2Entry};
 use crate::storage::ReadStorage;
 
-pub(super) use reader::TableReader;
+pub(super) use crate::metadata::TableReader;
 pub use refcounts::{BlockPlace, RefcountTable};
 
 /// Bytes of tables that may be read through more than one way; see the module's documentation.

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use super::{Fault, FaultKind, Source, Uses, Visitor, Walk};
 use crate::error::{Error, Result, Structure};
 use crate::format::{MAX_VIRTUAL_SIZE, Snapshot};
-use crate::operations::tables::read_snapshot_table;
+use crate::metadata::read_snapshot_table;
 use crate::storage::ReadStorage;
 
 /// Extra data that entries of version 3 must have: VM state size and virtual size.

@@ -159,7 +159,7 @@ fn snapshots_that_share_a_table_cost_one_visit() {
     storage.write_at(60, &1000u32.to_be_bytes()).unwrap();
     put(&storage, 64, end);
     let area = read_header(&storage).unwrap();
-    let (snapshots, length) = crate::operations::tables::read_snapshot_table(&area.header, &storage).unwrap();
+    let (snapshots, length) = crate::metadata::read_snapshot_table(&area.header, &storage).unwrap();
     assert_eq!((snapshots.len(), length), (1000, table.len() as u64));
     assert_eq!(snapshots[999].name, "snapshot 999");
     let collector = collect(&storage);

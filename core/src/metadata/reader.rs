@@ -10,7 +10,7 @@ const MAX_FILE_OFFSET: u64 = 0x7fff_ffff_c000_0000;
 
 /// Reads tables; remembers the extent that it met last.
 #[derive(Debug)]
-pub(in crate::operations) struct TableReader<'a, S: ?Sized> {
+pub(crate) struct TableReader<'a, S: ?Sized> {
     storage: &'a S,
     file_length: u64,
     /// Start, end and kind of the extent that was asked for last.
@@ -18,12 +18,12 @@ pub(in crate::operations) struct TableReader<'a, S: ?Sized> {
 }
 
 impl<'a, S: ReadStorage + ?Sized> TableReader<'a, S> {
-    pub(in crate::operations) fn new(storage: &'a S, file_length: u64) -> Self {
+    pub(crate) fn new(storage: &'a S, file_length: u64) -> Self {
         Self { storage, file_length, extent: (0, 0, StorageExtentKind::Unknown) }
     }
 
     /// Fills `into`; past the end of the file with zeros. False means that all is zeros; `into` is untouched then.
-    pub(in crate::operations) fn read(&mut self, offset: u64, into: &mut [u8]) -> Result<bool> {
+    pub(crate) fn read(&mut self, offset: u64, into: &mut [u8]) -> Result<bool> {
         let length = u64::try_from(into.len()).unwrap_or(u64::MAX);
         let Some(end) = offset.checked_add(length).filter(|&end| end <= MAX_FILE_OFFSET) else {
             return Err(StorageError::new(StorageErrorKind::OutOfBounds, "read").at(offset).into());
