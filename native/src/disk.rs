@@ -102,7 +102,7 @@ impl RawDisk {
         }
     }
 
-    fn next_extent(&self, offset: u64, length: u64) -> Result<Extent> {
+    pub(crate) fn next_extent(&self, offset: u64, length: u64) -> Result<Extent> {
         self.range(offset, length)?;
         let found = self.storage.next_extent(offset)?;
         let host_offset = HostOffset::new(offset);
@@ -115,7 +115,20 @@ impl RawDisk {
         Ok(Extent { guest_offset: offset, length, depth: 0, content })
     }
 
-    fn write_at(&self, offset: u64, from: &[u8]) -> Result<()> {
+    pub(crate) fn virtual_size(&self) -> u64 {
+        self.length
+    }
+
+    pub(crate) fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        self.range(offset, into.len() as u64)?;
+        Ok(self.storage.read_at(offset, into)?)
+    }
+
+    pub(crate) fn flush(&self) -> Result<()> {
+        Ok(self.storage.barrier()?)
+    }
+
+    pub(crate) fn write_at(&self, offset: u64, from: &[u8]) -> Result<()> {
         self.writable()?;
         self.range(offset, from.len() as u64)?;
         match self.detect_zeroes {
@@ -128,14 +141,14 @@ impl RawDisk {
         Ok(self.storage.write_at(offset, from)?)
     }
 
-    fn write_zeroes(&self, offset: u64, length: u64, may_unmap: bool) -> Result<()> {
+    pub(crate) fn write_zeroes(&self, offset: u64, length: u64, may_unmap: bool) -> Result<()> {
         self.writable()?;
         self.range(offset, length)?;
         let mode = if may_unmap && self.discard { ZeroMode::MayUnmap } else { ZeroMode::KeepAllocated };
         Ok(self.storage.write_zeroes(offset, length, mode)?)
     }
 
-    fn discard(&self, offset: u64, length: u64) -> Result<()> {
+    pub(crate) fn discard(&self, offset: u64, length: u64) -> Result<()> {
         self.writable()?;
         self.range(offset, length)?;
         if self.discard { Ok(self.storage.discard(offset, length)?) } else { Ok(()) }
@@ -321,10 +334,7 @@ impl Disk {
     pub fn read_at(&mut self, offset: u64, into: &mut [u8]) -> Result<()> {
         match self {
             Self::Qcow2(image) => image.read_at(offset, into),
-            Self::Raw(raw) => {
-                raw.range(offset, into.len() as u64)?;
-                Ok(raw.storage.read_at(offset, into)?)
-            }
+            Self::Raw(raw) => raw.read_at(offset, into),
         }
     }
 
@@ -379,7 +389,7 @@ impl Disk {
     pub fn flush(&mut self) -> Result<()> {
         match self {
             Self::Qcow2(image) => image.flush(),
-            Self::Raw(raw) => Ok(raw.storage.barrier()?),
+            Self::Raw(raw) => raw.flush(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use qcowkit_core::storage::{
     Capabilities, ReadStorage, Storage, StorageError, StorageErrorKind, StorageExtent, StorageExtentKind,
@@ -71,13 +71,21 @@ pub struct FileIdentity {
 /// assert_eq!(disk.len()?, (1 << 30) + 15);
 /// # Ok::<(), qcowkit_core::storage::StorageError>(())
 /// ```
+///
+/// A clone is another handle on the same open file; the file is closed, and its locks end, with the last one.
+#[derive(Clone)]
 pub struct FileStorage {
-    file: File,
-    path: PathBuf,
+    file: Arc<File>,
+    path: Arc<Path>,
     read_only: bool,
     /// The length of a block device; `None` for a file.
     device_length: Option<u64>,
     capabilities: Capabilities,
+    state: Arc<State>,
+}
+
+/// What all handles on an open file share.
+struct State {
     /// No other process changes the file: what was learned of holes stays true.
     exclusive: AtomicBool,
     /// Barriers wait for the disk.
@@ -133,16 +141,18 @@ impl FileStorage {
             holes_read_zero: device_length.is_none() && sys::punches_holes(&file),
         };
         Ok(Self {
-            file,
-            path: path.into(),
+            file: Arc::new(file),
+            path: path.into().into(),
             read_only: !writable,
             device_length,
             capabilities,
-            exclusive: AtomicBool::new(false),
-            barriers: AtomicBool::new(true),
-            changes: AtomicU64::new(0),
-            last_extent: Mutex::new(None),
-            held_locks: Mutex::default(),
+            state: Arc::new(State {
+                exclusive: AtomicBool::new(false),
+                barriers: AtomicBool::new(true),
+                changes: AtomicU64::new(0),
+                last_extent: Mutex::new(None),
+                held_locks: Mutex::default(),
+            }),
         })
     }
 
@@ -180,17 +190,17 @@ impl FileStorage {
     /// Whether barriers wait for the disk, as they do at first. Without, a power cut can damage all of the file: for
     /// files that are worth nothing until they are complete (QEMU: `cache=unsafe`).
     pub fn set_barriers(&self, wait: bool) {
-        self.barriers.store(wait, Ordering::Release);
+        self.state.barriers.store(wait, Ordering::Release);
     }
 
     /// The image locks held on the file.
     pub(crate) fn held_locks(&self) -> MutexGuard<'_, LockRequest> {
-        self.held_locks.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.held_locks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says that no other process changes the file, so that what is known of its holes may be kept.
     pub(crate) fn set_exclusive(&self, exclusive: bool) {
-        self.exclusive.store(exclusive, Ordering::Release);
+        self.state.exclusive.store(exclusive, Ordering::Release);
     }
 
     fn metadata(&self) -> Result<Metadata, StorageError> {
@@ -212,7 +222,7 @@ impl FileStorage {
 
     /// Ends a call that changed something, or tried to.
     fn changed(&self, operation: StorageOperation, offset: u64, done: io::Result<()>) -> Result<(), StorageError> {
-        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.state.changes.fetch_add(1, Ordering::AcqRel);
         done.map_err(|error| storage_error(&error, operation.verb(), Some(offset)))
     }
 
@@ -263,12 +273,12 @@ impl FileStorage {
     }
 
     fn cached_extent(&self, offset: u64) -> Option<StorageExtent> {
-        let cached = (*self.last_extent.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let cached = (*self.state.last_extent.lock().unwrap_or_else(PoisonError::into_inner))?;
         let holds = cached.start <= offset
             && offset < cached.end
-            && cached.changes == self.changes.load(Ordering::Acquire)
+            && cached.changes == self.state.changes.load(Ordering::Acquire)
             // Stale data is read and shows what is there. A stale hole would hide it.
-            && (cached.kind != StorageExtentKind::Hole || self.exclusive.load(Ordering::Acquire));
+            && (cached.kind != StorageExtentKind::Hole || self.state.exclusive.load(Ordering::Acquire));
         holds.then(|| StorageExtent { kind: cached.kind, length: cached.end - offset })
     }
 }
@@ -318,7 +328,7 @@ impl ReadStorage for FileStorage {
         if let Some(extent) = self.cached_extent(offset) {
             return Ok(extent);
         }
-        let changes = self.changes.load(Ordering::Acquire);
+        let changes = self.state.changes.load(Ordering::Acquire);
         let length = self.len()?;
         if offset >= length {
             return Ok(StorageExtent { kind: StorageExtentKind::Hole, length: 0 });
@@ -326,7 +336,7 @@ impl ReadStorage for FileStorage {
         let (kind, end) = self
             .seek_extent(offset, length)
             .map_err(|error| storage_error(&error, StorageOperation::NextExtent.verb(), Some(offset)))?;
-        *self.last_extent.lock().unwrap_or_else(PoisonError::into_inner) =
+        *self.state.last_extent.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(CachedExtent { start: offset, end, kind, changes });
         Ok(StorageExtent { kind, length: end - offset })
     }
@@ -382,7 +392,7 @@ impl Storage for FileStorage {
     }
 
     fn barrier(&self) -> Result<(), StorageError> {
-        if self.read_only || !self.barriers.load(Ordering::Acquire) {
+        if self.read_only || !self.state.barriers.load(Ordering::Acquire) {
             return Ok(());
         }
         self.file.sync_data().map_err(|error| storage_error(&error, StorageOperation::Barrier.verb(), None))

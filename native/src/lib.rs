@@ -6,6 +6,7 @@
 //! | [`open`] | opening images by name, with the files they name as far as they may be opened |
 //! | [`create`] | making new images by name |
 //! | [`disk`] | a guest disk of either format |
+//! | [`shared`] | an open image for many threads |
 //! | [`status`] | what each part of a disk is, as QEMU tells it |
 //! | [`mod@convert`] | copying a disk into another image |
 //! | [`blocks`] | copying a part of a disk |
@@ -38,6 +39,7 @@ pub mod file;
 pub mod info;
 pub mod lock;
 pub mod open;
+pub mod shared;
 pub mod status;
 pub mod trim;
 pub mod zeros;

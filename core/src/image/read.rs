@@ -79,7 +79,7 @@ impl<S: Storage> Image<S> {
         Ok(())
     }
 
-    fn unpack(&self, extent: &Extent, range: CompressedRange) -> Result<alloc::vec::Vec<u8>> {
+    pub(super) fn unpack(&self, extent: &Extent, range: CompressedRange) -> Result<alloc::vec::Vec<u8>> {
         let layer = self.image_at_depth(extent.depth).ok_or_else(|| Error::invalid("no such layer"))?;
         layer.refuse_encrypted()?;
         let geometry = layer.geometry();

@@ -62,8 +62,8 @@ impl Metadata {
         if self.geometry.data_file() {
             return Ok(());
         }
-        let waiting = self.quarantined_clusters.saturating_mul(self.geometry.cluster_size());
-        if !self.quarantine.is_empty() && waiting > self.options.quarantine_bytes {
+        let waiting = self.quarantined_bytes();
+        if waiting > self.options.quarantine_bytes {
             self.commit(storage)?;
         }
         Ok(())

@@ -5,7 +5,8 @@
 //!    pointer to a moved table; then a barrier of its own, since a cluster must not become reachable before its
 //!    refcount is.
 //! 2. what makes it reachable: L2 entries, L1 entries, header fields; then a barrier.
-//! 3. decrements; holes where the last reference is gone; the clusters leave quarantine.
+//! 3. decrements; holes where the last reference is gone; the clusters leave quarantine, except for those that somebody
+//!    may be reading ([`Epochs`]).
 //!
 //! A cut anywhere leaves refcounts that are too high (leaks), never too low.
 
@@ -25,7 +26,120 @@ pub(crate) struct Quarantined {
     pub(crate) pass: bool,
 }
 
+/// When clusters were released, and which of them must stay as they are for now. The caller counts: it knows who moves
+/// bytes meanwhile.
+///
+/// An epoch ends whenever somebody is told where bytes are ([`crate::image::Image::next_extent`],
+/// [`crate::image::Image::prepare_write`]) and goes to move them without a lock. Until that is done, what is released in
+/// later epochs may be just what is being read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Epochs {
+    /// The epoch of everything that is released from now on; never falls.
+    pub current: u64,
+    /// Clusters released in later epochs than this one stay in quarantine: they are neither punched nor reused.
+    pub settled: u64,
+}
+
+impl Default for Epochs {
+    /// Nobody moves bytes behind the image's back.
+    fn default() -> Self {
+        Self { current: 0, settled: u64::MAX }
+    }
+}
+
+/// What waits in quarantine, in the order of the epochs.
+#[derive(Debug, Default)]
+pub(super) struct Quarantine {
+    waiting: Vec<(Quarantined, u64)>,
+    epochs: Epochs,
+    /// Clusters that wait.
+    clusters: u64,
+    /// Releases so far.
+    releases: u64,
+    /// What the last commit had to leave: entries, clusters, and the settled epoch of that time.
+    left: (usize, u64, u64),
+}
+
+impl Quarantine {
+    fn add(&mut self, release: Quarantined) {
+        self.releases = self.releases.saturating_add(1);
+        self.clusters = self.clusters.saturating_add(release.count);
+        let epoch = self.epochs.current;
+        match self.waiting.last_mut() {
+            Some((last, last_epoch))
+                if *last_epoch == epoch
+                    && last.pass == release.pass
+                    && last.first.saturating_add(last.count) == release.first =>
+            {
+                last.count = last.count.saturating_add(release.count);
+            }
+            Some(_) | None => self.waiting.push((release, epoch)),
+        }
+    }
+
+    /// Takes out what nobody can be reading any more.
+    fn take_settled(&mut self) -> Vec<Quarantined> {
+        let settled = self.epochs.settled;
+        let end = self.waiting.partition_point(|&(_, epoch)| epoch <= settled);
+        let kept = self.waiting.split_off(end);
+        self.clusters = kept.iter().fold(0, |sum, (release, _)| sum.saturating_add(release.count));
+        self.left = (kept.len(), self.clusters, settled);
+        core::mem::replace(&mut self.waiting, kept).into_iter().map(|(release, _)| release).collect()
+    }
+
+    /// What a commit would probably free: entries and clusters. What the last one had to leave, the next would too,
+    /// until somebody is done.
+    fn ripe(&self) -> (usize, u64) {
+        let (entries, clusters, settled) = self.left;
+        if settled == self.epochs.settled {
+            (self.waiting.len().saturating_sub(entries), self.clusters.saturating_sub(clusters))
+        } else {
+            (self.waiting.len(), self.clusters)
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}
+
 impl Metadata {
+    /// See [`Epochs`].
+    pub(crate) fn set_epochs(&mut self, epochs: Epochs) {
+        let current = epochs.current.max(self.quarantine.epochs.current);
+        self.quarantine.epochs = Epochs { current, ..epochs };
+    }
+
+    /// How often clusters were released since the image was opened.
+    pub(crate) fn releases(&self) -> u64 {
+        self.quarantine.releases
+    }
+
+    /// Bytes that a commit would take out of quarantine.
+    pub(super) fn quarantined_bytes(&self) -> u64 {
+        self.quarantine.ripe().1.saturating_mul(self.geometry.cluster_size())
+    }
+
+    /// Whether a commit would do nothing.
+    pub(crate) fn is_settled(&self) -> bool {
+        !self.links_wait() && !self.refcounts.has_unlinked() && self.quarantine.is_empty()
+    }
+
+    /// Whether guest data, or anything else, wait for a barrier.
+    pub(crate) fn is_unsynced(&self) -> bool {
+        self.unsynced
+    }
+
+    /// The caller has taken it on to wait for the barrier that is due.
+    pub(crate) fn note_barrier(&mut self) {
+        self.unsynced = false;
+    }
+
+    /// Whether a commit would write what makes something reachable.
+    fn links_wait(&self) -> bool {
+        self.header_dirty || !self.l1_dirty.is_empty() || self.slices.dirty_count() > 0
+    }
+
     /// Puts clusters into quarantine: their reference is gone from memory, and will be from storage.
     ///
     /// # Errors
@@ -38,19 +152,13 @@ impl Metadata {
                     .at_host(self.geometry.host_start(cluster).get()));
             }
         }
-        self.quarantined_clusters = self.quarantined_clusters.saturating_add(release.count);
-        match self.quarantine.last_mut() {
-            Some(last) if last.pass == release.pass && last.first.saturating_add(last.count) == release.first => {
-                last.count = last.count.saturating_add(release.count);
-            }
-            Some(_) | None => self.quarantine.push(release),
-        }
+        self.quarantine.add(release);
         Ok(())
     }
 
     /// Whether an operation should commit before it makes more dirty.
     pub(crate) fn wants_commit(&self) -> bool {
-        self.slices.is_crowded() || self.quarantine.len() > 65_536
+        self.slices.is_crowded() || self.quarantine.ripe().0 > 65_536
     }
 
     /// Refuses everything after a failed barrier.
@@ -85,11 +193,10 @@ impl Metadata {
         Ok(())
     }
 
-    /// Writes what is dirty, in order, and empties the quarantine.
+    /// Writes what is dirty, in order, and empties the quarantine as far as [`Epochs`] allow it.
     pub(crate) fn commit(&mut self, storage: &impl Storage) -> Result<()> {
         self.refuse_poisoned()?;
-        let links = self.header_dirty || !self.l1_dirty.is_empty() || self.slices.dirty_count() > 0;
-        if !links && !self.refcounts.has_unlinked() && self.quarantine.is_empty() {
+        if self.is_settled() {
             return Ok(());
         }
         self.write_unreachable(storage)?;
@@ -205,12 +312,12 @@ impl Metadata {
         Ok(())
     }
 
-    /// Decrements, holes, and the end of quarantine. Everything that named these clusters is gone from storage.
+    /// Decrements, holes, and the end of quarantine. Everything that named these clusters is gone from storage; those
+    /// that somebody may still be reading stay.
     fn empty_quarantine(&mut self, storage: &impl Storage) -> Result<()> {
-        self.quarantined_clusters = 0;
         let mut all_freed: Vec<(HostCluster, bool)> = Vec::new();
         let mut result = Ok(());
-        for release in core::mem::take(&mut self.quarantine) {
+        for release in self.quarantine.take_settled() {
             let mut freed = Vec::new();
             if let Err(error) = self.refcounts.decrement(storage, release.first, release.count, &mut freed) {
                 result = Err(error);

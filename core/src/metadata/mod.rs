@@ -32,6 +32,7 @@ use crate::storage::{ReadStorage, Storage};
 
 pub use allocate::AllocationPolicy;
 pub(crate) use allocate::Run;
+pub use commit::Epochs;
 pub(crate) use commit::Quarantined;
 pub use decide::{DiscardPolicy, DiscardType, Pass, RetainedOp, Unref};
 pub(crate) use expand::Expansion;
@@ -90,8 +91,7 @@ pub(crate) struct Metadata {
     unlinked_tables: BTreeSet<u64>,
     /// Clusters of the active L2 tables, once writing began; `None` where they are too many to remember.
     tables: Option<BTreeSet<u64>>,
-    quarantine: Vec<Quarantined>,
-    quarantined_clusters: u64,
+    quarantine: commit::Quarantine,
     header_dirty: bool,
     /// Something was written since the last barrier.
     unsynced: bool,
@@ -129,14 +129,34 @@ impl Metadata {
             refcounts,
             unlinked_tables: BTreeSet::new(),
             tables: None,
-            quarantine: Vec::new(),
-            quarantined_clusters: 0,
+            quarantine: commit::Quarantine::default(),
             header_dirty: false,
             unsynced: false,
             poisoned: None,
             free_byte: None,
             opened_length: if grows { storage.len()? } else { u64::MAX },
         })
+    }
+
+    /// The same without any table: for handles that only move bytes.
+    pub(crate) fn without_tables(&self) -> Self {
+        Self {
+            slices: SliceCache::new(&self.geometry, self.options.slice_bytes, 0),
+            header: self.header.clone(),
+            geometry: self.geometry,
+            options: self.options.clone(),
+            l1: Vec::new(),
+            l1_dirty: BTreeSet::new(),
+            refcounts: Refcounts::without_table(self.geometry),
+            unlinked_tables: BTreeSet::new(),
+            tables: None,
+            quarantine: commit::Quarantine::default(),
+            header_dirty: false,
+            unsynced: false,
+            poisoned: None,
+            free_byte: None,
+            opened_length: self.opened_length,
+        }
     }
 
     /// The header and what follows it.

@@ -98,6 +98,24 @@ impl Refcounts {
         })
     }
 
+    /// Of an image that is not asked for refcounts.
+    pub(crate) fn without_table(geometry: Geometry) -> Self {
+        Self {
+            geometry,
+            table: Vec::new(),
+            table_offset: HostOffset::default(),
+            table_clusters: 0,
+            blocks: BTreeMap::new(),
+            block_clusters: BTreeSet::new(),
+            unlinked: BTreeSet::new(),
+            moved: Vec::new(),
+            hint: 0,
+            clock: 0,
+            high_water: 0,
+            bound: None,
+        }
+    }
+
     /// Where the table is: offset and clusters, for the header.
     pub(crate) fn table_place(&self) -> (HostOffset, u64) {
         (self.table_offset, self.table_clusters)
