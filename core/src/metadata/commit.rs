@@ -98,6 +98,11 @@ impl Quarantine {
         }
     }
 
+    /// Entries that a commit would take out.
+    pub(super) fn len(&self) -> usize {
+        self.ripe().0
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -158,7 +163,7 @@ impl Metadata {
 
     /// Whether an operation should commit before it makes more dirty.
     pub(crate) fn wants_commit(&self) -> bool {
-        self.slices.is_crowded() || self.quarantine.ripe().0 > 65_536
+        self.slices.is_crowded() || self.quarantine.len() > 65_536
     }
 
     /// Refuses everything after a failed barrier.
