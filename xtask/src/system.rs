@@ -23,13 +23,24 @@ pub(crate) enum Need {
     WasmStd,
     /// The standard library and the C start-up files for 32-bit x86.
     Std32,
+    /// A C++ compiler, for the fuzzer's own loop.
+    Cxx,
     /// GNU time, for the benchmarks.
     Time,
 }
 
 impl Need {
-    pub(crate) const ALL: [Self; 8] =
-        [Self::Qemu, Self::FileSystems, Self::Venv, Self::Node, Self::Chromium, Self::WasmStd, Self::Std32, Self::Time];
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Qemu,
+        Self::FileSystems,
+        Self::Venv,
+        Self::Node,
+        Self::Chromium,
+        Self::WasmStd,
+        Self::Std32,
+        Self::Cxx,
+        Self::Time,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -40,6 +51,7 @@ impl Need {
             Self::Chromium => "chromium",
             Self::WasmStd => "Rust's standard library for wasm32",
             Self::Std32 => "Rust's and C's libraries for 32-bit x86",
+            Self::Cxx => "a C++ compiler",
             Self::Time => "GNU time",
         }
     }
@@ -54,6 +66,7 @@ impl Need {
             Self::Chromium => &["chromium"],
             Self::WasmStd => &["rustc-web", "rust-web-src"],
             Self::Std32 => &["rustc-web", "rust-web-src", "gcc-multilib"],
+            Self::Cxx => &["g++"],
             Self::Time => &["time"],
         }
     }
@@ -71,6 +84,7 @@ impl Need {
             Self::Chromium => chromium().is_some(),
             Self::WasmStd => toolchain::wasm32().is_some(),
             Self::Std32 => toolchain::i686().is_some() && links_32_bit(),
+            Self::Cxx => has("c++") || has("g++") || has("clang++"),
             Self::Time => has("time"),
         }
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::run::{self, Failure};
 use crate::system::{self, Need};
 use crate::tally::Tally;
-use crate::{demo, python, rust, tidy, web};
+use crate::{demo, fuzz, python, rust, tidy, web};
 
 /// A part of the house that can be tested by itself.
 struct Part {
@@ -17,10 +17,11 @@ struct Part {
     run: fn(&mut Report) -> Result<(), Failure>,
 }
 
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 7] = [
     Part { name: "tidy", needs: &[], obstacle: nothing, run: tidy::test },
     Part { name: "rust", needs: &[Need::Qemu, Need::FileSystems], obstacle: nothing, run: rust::test },
     Part { name: "32-bit", needs: &[Need::Std32], obstacle: rust::not_x86_linux, run: rust::test_32_bit },
+    Part { name: "fuzz", needs: &[Need::Cxx], obstacle: nothing, run: fuzz::test },
     Part { name: "demo", needs: &[], obstacle: nothing, run: demo },
     Part { name: "python", needs: &[Need::Qemu, Need::Venv], obstacle: nothing, run: python::test },
     Part {
