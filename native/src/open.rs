@@ -91,10 +91,17 @@ impl std::error::Error for OpenError {
 /// Which file of the chain failed, and why.
 pub fn open(path: impl AsRef<Path>, request: &OpenRequest) -> Result<Disk, OpenError> {
     let path = path.as_ref();
+    let mut request = request.clone();
+    request.options.read_only |= request.options.snapshot.is_some();
+    let request = &request;
     let top = |error: Error| OpenError { image: path.into(), failed: path.into(), depth: 0, error };
     let (storage, format) = open_file(path, request)?;
     let file = storage.path().to_owned();
     match format {
+        LayerFormat::Raw if request.options.snapshot.is_some() => {
+            let error = Error::unsupported("internal snapshots of a raw file");
+            Err(top(error.in_structure(Structure::SnapshotTable)))
+        }
         LayerFormat::Raw => RawDisk::new(storage, &request.options).map(Disk::Raw).map_err(top),
         LayerFormat::Qcow2 => {
             let mut opener = FileOpener::new(&file, request);

@@ -270,7 +270,9 @@ impl LuksInfo {
 }
 
 impl SnapshotInfo {
-    fn new(snapshot: &Snapshot) -> Self {
+    /// What an entry of the snapshot table says.
+    #[must_use]
+    pub fn new(snapshot: &Snapshot) -> Self {
         const NANOSECONDS: u64 = 1_000_000_000;
         let clock = snapshot.vm_clock_nanoseconds;
         Self {

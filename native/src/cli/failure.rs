@@ -5,7 +5,7 @@ use std::io;
 
 use super::personality::Personality;
 use crate::open::{OpenError, system_words};
-use qcowkit_core::{Error, ErrorKind};
+use qcowkit_core::{Error, ErrorKind, Structure};
 
 /// A message for standard error, and an exit code.
 #[derive(Debug)]
@@ -88,6 +88,17 @@ fn own_open(error: &OpenError) -> String {
 
 fn qemu_open(error: &OpenError) -> String {
     let (image, failed) = (error.image.display(), error.failed.display());
+    match (error.error.site().structure, error.error.kind()) {
+        (Some(Structure::SnapshotTable), ErrorKind::InvalidArgument(_)) => {
+            return "Failed to load snapshot: Can't find snapshot".to_owned();
+        }
+        (Some(Structure::SnapshotTable), ErrorKind::Unsupported(_)) => {
+            return "Failed to load snapshot: Block format 'raw' used by device '' does not support temporarily loading \
+                    internal snapshots"
+                .to_owned();
+        }
+        _ => {}
+    }
     let what = match (system_words(&error.error), error.error.kind()) {
         (Some(words), _) if words == "is a directory" => {
             format!("'file' driver requires '{failed}' to be a regular file")

@@ -14,6 +14,7 @@ mod progress;
 mod runtime;
 mod shell;
 pub(crate) mod size;
+mod snapshot_param;
 mod verbs;
 
 use std::ffi::OsString;
@@ -132,6 +133,7 @@ fn dispatch(verb: &Verb, session: &mut Session<'_>) -> Outcome {
         Verb::Audit(args) => verbs::audit::run(args, session),
         Verb::Replay(args) => verbs::lab::replay_verb(args, session),
         Verb::Churn(args) => verbs::lab::churn_verb(args, session),
+        Verb::Snapshot(args) => verbs::snapshot::run(args, session),
         Verb::Completions { shell } => shell::completions(*shell, session.out),
         Verb::Manpages { directory } => shell::manpages(directory),
     }

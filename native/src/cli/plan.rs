@@ -72,6 +72,17 @@ impl Source {
         Failure::open(&open::OpenError { image: path.clone(), failed: path, depth: 0, error }, personality)
     }
 
+    /// The same as it was in an internal snapshot, if one is asked for.
+    ///
+    /// # Errors
+    /// A list of parameters that is wrong.
+    pub(crate) fn of_snapshot(mut self, snapshot: Option<&OsStr>) -> Result<Self, Failure> {
+        if let Some(text) = snapshot {
+            self.request.options.snapshot = Some(super::snapshot_param::parse(text)?);
+        }
+        Ok(self)
+    }
+
     /// The same without the files that the image names.
     #[must_use]
     pub(crate) fn alone(mut self) -> Self {

@@ -52,9 +52,9 @@ pub(crate) struct ConvertArgs {
     /// Cache mode of the target: unsafe (the default) leaves the disk's cache alone, writeback flushes at the end
     #[arg(short = 't', long, value_name = "MODE", allow_hyphen_values = true)]
     pub(crate) target_cache: Option<String>,
-    /// Not supported yet: take the source from a snapshot
-    #[arg(short = 'l', long, value_name = "SNAPSHOT", allow_hyphen_values = true)]
-    pub(crate) source_snapshot: Option<String>,
+    /// Copy the disk as it was in this internal snapshot: its ID or name, or snapshot.id=ID,snapshot.name=NAME
+    #[arg(short = 'l', long, visible_alias = "snapshot", value_name = "SNAPSHOT", allow_hyphen_values = true)]
+    pub(crate) source_snapshot: Option<OsString>,
     /// Not supported yet: limit the rate
     #[arg(short = 'r', long, value_name = "RATE", allow_hyphen_values = true)]
     pub(crate) rate: Option<String>,

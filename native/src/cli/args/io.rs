@@ -25,6 +25,9 @@ pub(crate) struct IoArgs {
     /// Cache mode: writeback (the default), unsafe (flushes do nothing) or writethrough (every write is durable)
     #[arg(short = 't', long, value_name = "MODE", allow_hyphen_values = true)]
     pub(crate) cache: Option<String>,
+    /// Read the disk as it was in this internal snapshot: its ID or name, or snapshot.id=ID,snapshot.name=NAME
+    #[arg(short = 'l', long, value_name = "SNAPSHOT", allow_hyphen_values = true)]
+    pub(crate) internal_snapshot: Option<OsString>,
     /// Not supported yet: keep changes in memory
     #[arg(short, long)]
     pub(crate) snapshot: bool,

@@ -34,6 +34,9 @@ pub(crate) struct MapArgs {
     /// End after this many bytes
     #[arg(short = 'l', long, value_name = "LENGTH", allow_hyphen_values = true)]
     pub(crate) max_length: Option<String>,
+    /// Of the disk as it was in this internal snapshot: its ID or name, or snapshot.id=ID,snapshot.name=NAME
+    #[arg(long, value_name = "SNAPSHOT", allow_hyphen_values = true)]
+    pub(crate) snapshot: Option<OsString>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(flatten)]
@@ -88,6 +91,12 @@ pub(crate) struct CompareArgs {
     /// Cache mode; only writeback, the default, is supported
     #[arg(short = 'T', long, value_name = "MODE", allow_hyphen_values = true)]
     pub(crate) cache: Option<String>,
+    /// Take the first disk as it was in this internal snapshot: its ID or name, or snapshot.id=ID,snapshot.name=NAME
+    #[arg(long, visible_alias = "snapshot", value_name = "SNAPSHOT", allow_hyphen_values = true)]
+    pub(crate) a_snapshot: Option<OsString>,
+    /// The same for the second
+    #[arg(long, value_name = "SNAPSHOT", allow_hyphen_values = true)]
+    pub(crate) b_snapshot: Option<OsString>,
     #[command(flatten)]
     pub(crate) open: OpenArgs,
     /// The two images

@@ -8,6 +8,7 @@ mod io;
 mod lab;
 mod look;
 mod reshape;
+mod snapshot;
 
 use std::path::PathBuf;
 
@@ -21,6 +22,7 @@ pub(crate) use io::IoArgs;
 pub(crate) use lab::{ChurnArgs, ReplayArgs, TraceOutput};
 pub(crate) use look::{AnalyzeArgs, CheckArgs, CompareArgs, InfoArgs, InspectArgs, MapArgs};
 pub(crate) use reshape::{DdArgs, ResizeArgs};
+pub(crate) use snapshot::SnapshotArgs;
 
 /// Opens, shapes and heals qcow2 disk images.
 #[derive(Debug, Parser)]
@@ -87,6 +89,9 @@ pub(crate) enum Verb {
     /// Make up a workload like a virtual machine's, to be replayed
     #[command(infer_long_args = true)]
     Churn(ChurnArgs),
+    /// List, take, apply and delete internal snapshots
+    #[command(infer_long_args = true)]
+    Snapshot(SnapshotArgs),
     /// Print completions for a shell
     #[command(hide = true)]
     Completions {
@@ -121,6 +126,7 @@ impl Verb {
             Self::Audit(_) => "audit",
             Self::Replay(_) => "replay",
             Self::Churn(_) => "churn",
+            Self::Snapshot(_) => "snapshot",
             Self::Completions { .. } => "completions",
             Self::Manpages { .. } => "manpages",
         }

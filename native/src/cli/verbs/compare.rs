@@ -1,5 +1,6 @@
 //! `compare`.
 
+use std::ffi::OsString;
 use std::ops::ControlFlow;
 
 use crate::cli::args::CompareArgs;
@@ -18,13 +19,14 @@ const CANNOT_READ: u8 = 4;
 pub(crate) fn run(args: &CompareArgs, session: &mut Session<'_>) -> Outcome {
     let [first, second] = &args.files[..] else { return Err(Failure::usage("Expecting two image file names")) };
     only_writeback(args.cache.as_deref(), "source").map_err(|failure| failure.with_code(CANNOT_OPEN))?;
-    let open = |file, format: Option<&str>| {
+    let open = |file, format: Option<&str>, snapshot: Option<&OsString>| {
         let source = args.open.source(session.personality, file, format, false)?;
+        let source = source.of_snapshot(snapshot.map(OsString::as_os_str))?;
         source.open(session.personality).map_err(|failure| failure.with_code(CANNOT_OPEN))
     };
     let unknown = |failure: Failure| if failure.usage { failure } else { failure.with_code(CANNOT_OPEN) };
-    let mut a = open(first, args.a_format.as_deref()).map_err(unknown)?;
-    let mut b = open(second, args.b_format.as_deref()).map_err(unknown)?;
+    let mut a = open(first, args.a_format.as_deref(), args.a_snapshot.as_ref()).map_err(unknown)?;
+    let mut b = open(second, args.b_format.as_deref(), args.b_snapshot.as_ref()).map_err(unknown)?;
 
     let mut progress = Progress::new(session.personality, args.progress, args.quiet, session.out);
     let compared = compare(&mut a, &mut b, args.strict, &mut |done, total| {

@@ -101,8 +101,14 @@ impl Plan {
             [sources @ .., target] if !sources.is_empty() => (sources.to_vec(), Some(target)),
             _ => return Err(Failure::new("Must specify image file name")),
         };
-        let open = |file: &OsString| args.open.source(session.personality, file, args.source_format.as_deref(), false);
-        let sources = sources.iter().map(open).collect::<Result<_, _>>()?;
+        if args.source_snapshot.is_some() && sources.len() > 1 {
+            return Err(Failure::new("No support for concatenating multiple snapshot"));
+        }
+        let open = |file: &OsString| {
+            let source = args.open.source(session.personality, file, args.source_format.as_deref(), false)?;
+            source.of_snapshot(args.source_snapshot.as_deref())
+        };
+        let sources = sources.iter().map(open).collect::<Result<_, Failure>>()?;
         let target = target.map(|target| local(target)).transpose()?;
         let mut plan = Self { sources, target, format, list, options: None, sparse, workers, durable };
         if !args.no_create && !plan.list.wants_help() {
@@ -190,7 +196,6 @@ fn local(target: &OsStr) -> Result<PathBuf, Failure> {
 fn refuse_unsupported(args: &ConvertArgs) -> Result<(), Failure> {
     args.open.check()?;
     refuse(&[
-        (args.source_snapshot.is_some(), "-l (a snapshot as the source)"),
         (args.rate.is_some(), "-r (a limit of the rate)"),
         (args.copy_range_offloading, "-C (copy offloading)"),
         (args.salvage, "--salvage"),

@@ -67,7 +67,7 @@ impl Plan {
             [file] => {
                 let mut source = args.open.source(personality, file, args.format.as_deref(), !args.read_only)?;
                 configure(&mut source, args.discard.as_deref(), &args.options)?;
-                Some(source)
+                Some(source.of_snapshot(args.internal_snapshot.as_deref())?)
             }
             _ => return Err(Failure::usage("Expecting at most one image file name")),
         };

@@ -10,6 +10,7 @@ use crate::status::{Status, Statuses};
 /// Shows which parts of a disk hold data, and where.
 pub(crate) fn run(args: &MapArgs, session: &mut Session<'_>) -> Outcome {
     let source = args.open.source(session.personality, one_file(&args.files)?, args.format.as_deref(), false)?;
+    let source = source.of_snapshot(args.snapshot.as_deref())?;
     let start = args.start_offset.as_deref().map_or(Ok(0), |text| size_argument(text, "start offset"))?;
     let length = args.max_length.as_deref().map(|text| size_argument(text, "max length")).transpose()?;
     let mut disk = source.open(session.personality)?;

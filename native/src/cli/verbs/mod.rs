@@ -14,6 +14,7 @@ pub(crate) mod io;
 pub(crate) mod lab;
 pub(crate) mod map;
 pub(crate) mod resize;
+pub(crate) mod snapshot;
 
 use std::io::Write;
 
