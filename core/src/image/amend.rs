@@ -58,7 +58,7 @@ impl AmendOptions {
         let wrong = [
             (!(2..=3).contains(&version), "format version must be 2 (compat=0.10) or 3 (compat=1.1)"),
             (!bits.is_power_of_two() || bits > 64, "Refcount width must be a power of two and may not exceed 64 bits"),
-            (version < 3 && header.version >= 3 && bits != 16, "compat=0.10 requires refcount_bits=16"),
+            (version < 3 && bits != 16 && self.refcount_bits.is_none(), "compat=0.10 requires refcount_bits=16"),
             (
                 version < 3 && bits != 16,
                 "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or \
@@ -119,8 +119,11 @@ impl<S: Storage> Image<S> {
         if new < old {
             self.refuse_snapshots_for_version_2(options.size)?;
         }
-        self.begin_writing()?;
         let bits = options.refcount_bits.filter(|bits| bits.trailing_zeros() != self.geometry().refcount_order());
+        if let Some(bits) = bits {
+            self.metadata.refuse_refcounts_beyond(&self.storage, bits.trailing_zeros())?;
+        }
+        self.begin_writing()?;
         let stages = u64::from(bits.is_some()).saturating_add(u64::from(new < old)).max(1);
         let mut finished = 0u64;
         let mut stage = |finished: u64, done: u64, total: u64| {

@@ -292,6 +292,19 @@ impl<S: ReadStorage> RefcountSource for Current<'_, S> {
 }
 
 impl Metadata {
+    /// Refuses refcounts that do not fit `1 << order` bits. Nothing is changed.
+    pub(crate) fn refuse_refcounts_beyond(&mut self, storage: &impl ReadStorage, order: u32) -> Result<()> {
+        let geometry = self.with_refcount_order(order)?;
+        let mut source = Current { storage, refcounts: &mut self.refcounts, own: BTreeSet::new() };
+        NewRefcounts::blocks_needed(&geometry, &mut source).map(drop)
+    }
+
+    fn with_refcount_order(&self, order: u32) -> Result<Geometry> {
+        let g = &self.geometry;
+        Geometry::new(g.version(), g.cluster_bits(), order, g.extended_l2(), g.data_file(), g.virtual_size())
+            .ok_or_else(|| Error::invalid("refcounts wider than 64 bits"))
+    }
+
     /// Gives refcounts another width, `1 << order` bits. Durable on return; what the old structure held is free then.
     ///
     /// The image must be of version 3 and have been prepared for writing.
@@ -306,13 +319,10 @@ impl Metadata {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
         self.flush(storage)?;
-        let g = self.geometry;
-        let geometry =
-            Geometry::new(g.version(), g.cluster_bits(), order, g.extended_l2(), g.data_file(), g.virtual_size())
-                .ok_or_else(|| Error::invalid("refcounts wider than 64 bits"))?;
+        let geometry = self.with_refcount_order(order)?;
         let capabilities = storage.capabilities();
         let length = storage.len()?;
-        let bound = (!capabilities.grows).then(|| length.wrapping_shr(g.cluster_bits()));
+        let bound = (!capabilities.grows).then(|| length.wrapping_shr(geometry.cluster_bits()));
         let own = self.refcounts.own_clusters();
         let mut source = Current { storage, refcounts: &mut self.refcounts, own: own.clone() };
         let new = NewRefcounts::lay_out(geometry, &mut source, bound)?;

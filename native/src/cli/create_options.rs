@@ -86,6 +86,11 @@ fn options_of(format: LayerFormat) -> impl Iterator<Item = &'static Known> {
     OPTIONS.iter().filter(move |option| option.qcow2.is_none_or(|qcow2| qcow2 == (format == LayerFormat::Qcow2)))
 }
 
+/// Whether a qcow2 image has an option of this name when it is made.
+pub(crate) fn is_known(key: &str) -> bool {
+    options_of(LayerFormat::Qcow2).any(|option| option.name == key)
+}
+
 /// The text of `-o help`. Without a file name, the options of the file system below are left out, as in qemu-img.
 pub(crate) fn help(format: LayerFormat, with_file: bool) -> String {
     let name = format_name(format);

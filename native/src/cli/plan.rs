@@ -182,6 +182,21 @@ pub(crate) fn only_writeback(mode: Option<&str>, what: &str) -> Result<(), Failu
     }
 }
 
+/// Checks the cache mode of a file that is written: whether it is flushed to the disk.
+///
+/// # Errors
+/// A mode that is not supported, or none.
+pub(crate) fn target_cache(mode: Option<&str>) -> Result<bool, Failure> {
+    match mode {
+        None | Some("writeback" | "writethrough") => Ok(true),
+        Some("unsafe") => Ok(false),
+        Some(mode @ ("none" | "off" | "directsync")) => {
+            Err(Failure::new(format!("the cache mode '{mode}' is not supported")))
+        }
+        Some(other) => Err(Failure::new(format!("Invalid cache option: {other}"))),
+    }
+}
+
 /// The one file of a verb.
 ///
 /// # Errors

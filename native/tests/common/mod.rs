@@ -72,6 +72,12 @@ impl Folder {
         Self(tempfile::tempdir().unwrap())
     }
 
+    /// In memory where the system has such a place: for tests that start programs by the hundred, of which each
+    /// waits for the disk.
+    pub(crate) fn in_memory() -> Self {
+        tempfile::tempdir_in("/dev/shm").map_or_else(|_| Self::new(), Self)
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }

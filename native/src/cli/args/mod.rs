@@ -1,5 +1,6 @@
 //! The one definition of all options: the parser, help, completions and man pages come from it.
 
+mod amend;
 mod audit;
 mod convert;
 mod create;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(crate) use amend::AmendArgs;
 pub(crate) use audit::AuditArgs;
 pub(crate) use convert::ConvertArgs;
 pub(crate) use create::CreateArgs;
@@ -47,6 +49,9 @@ pub(crate) enum Verb {
     /// Make a new image
     #[command(infer_long_args = true)]
     Create(CreateArgs),
+    /// Change options of an image that exists: version, refcount width, size, names of files
+    #[command(infer_long_args = true)]
+    Amend(AmendArgs),
     /// Show what an image says of itself
     #[command(infer_long_args = true)]
     Info(InfoArgs),
@@ -112,6 +117,7 @@ impl Verb {
     pub(crate) const fn name(&self) -> &'static str {
         match self {
             Self::Create(_) => "create",
+            Self::Amend(_) => "amend",
             Self::Info(_) => "info",
             Self::Map(_) => "map",
             Self::Check(_) => "check",

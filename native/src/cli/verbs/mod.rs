@@ -1,5 +1,6 @@
 //! The verbs, each thin: a checked plan, a call, output.
 
+pub(crate) mod amend;
 pub(crate) mod analyze;
 pub(crate) mod audit;
 pub(crate) mod check;
