@@ -3,57 +3,19 @@
 use alloc::format;
 use alloc::vec::Vec;
 
+use super::bits::bit_set;
 use super::{EntryError, Geometry, HostOffset, Name, Reader};
 use crate::error::{Error, ErrorKind, Result, Structure};
 
-/// The flags of a bitmap; unknown ones are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[cfg_attr(feature = "serde", serde(transparent))]
-pub struct BitmapFlags(u32);
-
-impl BitmapFlags {
-    /// The bitmap was not saved correctly.
-    pub const IN_USE: Self = Self(1);
-    /// The bitmap records every change of the virtual disk.
-    pub const AUTO: Self = Self(2);
-    /// The bitmap may be used by who does not know its extra data.
-    pub const EXTRA_DATA_COMPATIBLE: Self = Self(4);
-
-    /// The flags as they stand in the entry.
-    #[must_use]
-    pub const fn from_bits(bits: u32) -> Self {
-        Self(bits)
-    }
-
-    /// The bits for the entry.
-    #[must_use]
-    pub const fn bits(self) -> u32 {
-        self.0
-    }
-
-    /// Whether all flags of `other` are set.
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// The same with the flags of `other` set.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// The same with the flags of `other` cleared.
-    #[must_use]
-    pub const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
-
-    /// The flags that the specification does not name.
-    #[must_use]
-    pub const fn unknown(self) -> Self {
-        Self(self.0 & !7)
+bit_set! {
+    /// The flags of a bitmap; unknown ones are kept.
+    BitmapFlags(u32), {
+        /// The bitmap was not saved correctly, or is being changed: it may be stale.
+        IN_USE, in_use = 0;
+        /// The bitmap records every change of the virtual disk.
+        AUTO, auto = 1;
+        /// The bitmap may be used by who does not know its extra data.
+        EXTRA_DATA_COMPATIBLE, extra_data_compatible = 2;
     }
 }
 
@@ -89,7 +51,7 @@ impl BitmapEntry {
         let start = reader.host_offset();
         let table_offset = reader.u64("bitmap table offset")?;
         let table_entries = reader.u32("bitmap table size")?;
-        let flags = BitmapFlags(reader.u32("flags")?);
+        let flags = BitmapFlags::from_bits(reader.u32("flags")?);
         let kind = reader.u8("type")?;
         let granularity_bits = reader.u8("granularity")?;
         let name_length = usize::from(reader.u16("length of the name")?);
@@ -136,7 +98,7 @@ impl BitmapEntry {
         let start = out.len();
         out.extend(self.table_offset.to_be_bytes());
         out.extend(self.table_entries.to_be_bytes());
-        out.extend(self.flags.0.to_be_bytes());
+        out.extend(self.flags.bits().to_be_bytes());
         out.extend([self.kind, self.granularity_bits]);
         out.extend(name_length.to_be_bytes());
         out.extend(extra_length.to_be_bytes());
@@ -145,6 +107,45 @@ impl BitmapEntry {
         let length = out.len().saturating_sub(start);
         out.resize(out.len().saturating_add(length.wrapping_neg() & 7), 0);
         Ok(())
+    }
+
+    /// Bytes that [`BitmapEntry::emit`] appends.
+    #[must_use]
+    pub fn emitted_length(&self) -> u64 {
+        let variable = self.extra_data.len().saturating_add(self.name.len());
+        u64::try_from(variable).unwrap_or(u64::MAX).saturating_add(24 + 7) & !7
+    }
+
+    /// What breaks the rules of the format (QEMU refuses the whole image then); `None` for a sound entry. Says nothing
+    /// of the table behind it, nor of two bitmaps of one name.
+    #[must_use]
+    pub fn what_is_wrong(&self, geometry: &Geometry) -> Option<&'static str> {
+        let bytes = u64::from(self.table_entries).saturating_mul(geometry.cluster_size());
+        let bits_needed =
+            self.granularity().map_or(0, |granularity| geometry.virtual_size().div_ceil(granularity.max(1)));
+        let checks = [
+            (self.kind != Self::DIRTY_TRACKING, "a bitmap of an unknown kind"),
+            (!self.flags.unknown().is_empty(), "reserved flags of a bitmap are set"),
+            (!self.extra_data.is_empty() && !self.flags.extra_data_compatible(), "a bitmap with extra data"),
+            (self.name.is_empty() || self.name.len() > super::MAX_BITMAP_NAME, "a bitmap name of impossible length"),
+            (
+                !(super::MIN_BITMAP_GRANULARITY_BITS..=super::MAX_BITMAP_GRANULARITY_BITS)
+                    .contains(&self.granularity_bits),
+                "a bitmap of impossible granularity",
+            ),
+            (
+                self.table_offset == 0 || !geometry.is_aligned(self.table_offset),
+                "the offset of a bitmap table is invalid",
+            ),
+            (
+                self.table_entries == 0
+                    || self.table_entries > super::MAX_BITMAP_TABLE_ENTRIES
+                    || bytes > super::MAX_BITMAP_BYTES,
+                "the size of a bitmap table is impossible",
+            ),
+            (!self.flags.in_use() && bits_needed > bytes.saturating_mul(8), "a bitmap too short for the virtual disk"),
+        ];
+        checks.into_iter().find_map(|(wrong, what)| wrong.then_some(what))
     }
 
     /// Guest bytes that one bit speaks for; `None` beyond 63 bits.

@@ -142,6 +142,12 @@ impl Extension {
         self.kind() == FEATURE_NAMES
     }
 
+    /// Whether it is of the kind that names the bitmap directory, well formed or not.
+    #[must_use]
+    pub fn is_bitmaps(&self) -> bool {
+        self.kind() == BITMAPS
+    }
+
     /// The data without padding.
     #[must_use]
     pub fn data(&self) -> Vec<u8> {

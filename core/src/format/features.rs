@@ -4,68 +4,18 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
+use super::bits::bit_set;
 use super::{Name, Reader};
 use crate::error::Result;
 
 macro_rules! features {
     ($(#[$doc:meta])* $name:ident, $kind:expr, { $($(#[$bit_doc:meta])* $constant:ident, $accessor:ident = $bit:literal, $text:literal;)* }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-        #[cfg_attr(feature = "serde", derive(serde::Serialize))]
-        #[cfg_attr(feature = "serde", serde(transparent))]
-        pub struct $name(u64);
+        bit_set! {
+            $(#[$doc])*
+            $name(u64), { $($(#[$bit_doc])* $constant, $accessor = $bit;)* }
+        }
 
         impl $name {
-            $($(#[$bit_doc])* pub const $constant: Self = Self(1 << $bit);)*
-
-            /// The bits as they stand in the header, unknown ones included.
-            #[must_use]
-            pub const fn from_bits(bits: u64) -> Self {
-                Self(bits)
-            }
-
-            /// The bits for the header.
-            #[must_use]
-            pub const fn bits(self) -> u64 {
-                self.0
-            }
-
-            $($(#[$bit_doc])*
-            #[must_use]
-            pub const fn $accessor(self) -> bool {
-                self.contains(Self::$constant)
-            })*
-
-            /// Whether all bits of `other` are set.
-            #[must_use]
-            pub const fn contains(self, other: Self) -> bool {
-                self.0 & other.0 == other.0
-            }
-
-            /// The same with the bits of `other` set.
-            #[must_use]
-            pub const fn with(self, other: Self) -> Self {
-                Self(self.0 | other.0)
-            }
-
-            /// The same with the bits of `other` cleared.
-            #[must_use]
-            pub const fn without(self, other: Self) -> Self {
-                Self(self.0 & !other.0)
-            }
-
-            /// The bits that the specification of this version does not name.
-            #[must_use]
-            pub const fn unknown(self) -> Self {
-                Self(self.0 & !(0 $(| (1 << $bit))*))
-            }
-
-            /// Whether no bit is set.
-            #[must_use]
-            pub const fn is_empty(self) -> bool {
-                self.0 == 0
-            }
-
             /// The numbers of the bits that are set, ascending.
             pub fn bit_numbers(self) -> impl Iterator<Item = u8> {
                 (0u8..64).filter(move |&bit| 1u64.checked_shl(u32::from(bit)).is_some_and(|mask| self.0 & mask != 0))

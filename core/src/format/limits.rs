@@ -22,6 +22,14 @@ pub const MAX_BITMAPS: u32 = 65_535;
 pub const MAX_BITMAP_DIRECTORY_BYTES: u64 = 64 << 20;
 /// Entries of the largest bitmap table (QEMU's limit).
 pub const MAX_BITMAP_TABLE_ENTRIES: u32 = 0x800_0000;
+/// Bytes of bitmap data that one bitmap may have (QEMU's limit).
+pub const MAX_BITMAP_BYTES: u64 = 512 << 20;
+/// Bytes of the longest bitmap name (QEMU's limit).
+pub const MAX_BITMAP_NAME: usize = 1023;
+/// One bit of a bitmap speaks for at least 512 bytes (QEMU's limit).
+pub const MIN_BITMAP_GRANULARITY_BITS: u8 = 9;
+/// One bit of a bitmap speaks for at most 2 GiB (QEMU's limit).
+pub const MAX_BITMAP_GRANULARITY_BITS: u8 = 31;
 /// Layers in one backing chain, a defence against endless chains.
 pub const MAX_CHAIN_DEPTH: u32 = 200;
 /// Bytes of the longest backing file name (section "Header").

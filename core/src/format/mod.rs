@@ -4,6 +4,7 @@
 //! offsets.
 
 mod bitmap;
+mod bits;
 mod entry;
 mod extension;
 mod fault;

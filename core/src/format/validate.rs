@@ -59,7 +59,7 @@ impl HeaderArea {
         let geometry = self.geometry()?;
         self.validate_tables(&geometry)?;
         self.validate_encryption(&geometry, file_length)?;
-        self.validate_extensions(&geometry)?;
+        self.validate_extensions()?;
         Ok(geometry)
     }
 
@@ -157,7 +157,7 @@ impl HeaderArea {
         Ok(())
     }
 
-    fn validate_extensions(&self, geometry: &Geometry) -> Result<()> {
+    fn validate_extensions(&self) -> Result<()> {
         for extension in &self.extensions {
             match extension {
                 Extension::BackingFormat(name) if name.len() >= 16 => {
@@ -167,7 +167,10 @@ impl HeaderArea {
                     )));
                 }
                 // A feature name table with a rest is no danger; QEMU reads what there is.
-                Extension::Unknown { .. } if extension.is_malformed() && !extension.is_feature_names() => {
+                // Neither are bitmaps, which are not needed to read or write the disk: see `usable_bitmaps`.
+                Extension::Unknown { .. }
+                    if extension.is_malformed() && !extension.is_feature_names() && !extension.is_bitmaps() =>
+                {
                     let name = extension.kind_name().unwrap_or_default();
                     return Err(extension_error(format!("the data of the extension \"{name}\" are malformed")));
                 }
@@ -179,12 +182,24 @@ impl HeaderArea {
                 | Extension::Unknown { .. } => {}
             }
         }
-        self.validate_bitmaps(geometry)
+        Ok(())
     }
 
-    /// Without its autoclear bit the bitmaps extension means nothing, so nothing is asked of it.
-    fn validate_bitmaps(&self, geometry: &Geometry) -> Result<()> {
-        let Some(bitmaps) = self.consistent_bitmaps() else { return Ok(()) };
+    /// The bitmaps extension, if its autoclear bit says that it is consistent, and checked: the directory is aligned and
+    /// within the limits. Without its autoclear bit the extension means nothing, so nothing is asked of it.
+    ///
+    /// What is wrong here makes QEMU refuse the image. It does no harm to the guest's data, so [`HeaderArea::validate`]
+    /// passes it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] or [`ErrorKind::Limit`]: a directory that cannot be.
+    pub fn usable_bitmaps(&self, geometry: &Geometry) -> Result<Option<super::BitmapsExtension>> {
+        if self.header.autoclear.bitmaps()
+            && self.extensions.iter().any(|extension| extension.is_bitmaps() && extension.is_malformed())
+        {
+            return Err(extension_error("the data of the extension \"bitmaps\" are malformed".into()));
+        }
+        let Some(bitmaps) = self.consistent_bitmaps() else { return Ok(None) };
         if bitmaps.nb_bitmaps == 0 {
             return Err(extension_error("a bitmaps extension without bitmaps".into()));
         }
@@ -193,7 +208,8 @@ impl HeaderArea {
             return Err(Error::new(ErrorKind::Limit(what)).in_structure(Structure::HeaderExtension));
         }
         let directory = Table { name: "bitmap directory", limit: super::MAX_BITMAP_DIRECTORY_BYTES, field: 0 };
-        directory.validate(geometry, bitmaps.directory_offset, bitmaps.directory_size)
+        directory.validate(geometry, bitmaps.directory_offset, bitmaps.directory_size)?;
+        Ok(Some(bitmaps))
     }
 }
 

@@ -23,6 +23,7 @@ impl<S: Storage> Image<S> {
             return Err(Error::invalid("compressed writes cover whole clusters"));
         }
         self.begin_writing()?;
+        self.mark_dirty(offset, end.saturating_sub(offset));
         if self.options.detect_zeroes != DetectZeroes::Off && is_zero(from) {
             return self.write_zeroes(
                 offset,
@@ -75,6 +76,7 @@ impl<S: Storage> Image<S> {
         if !self.geometry().is_aligned(offset) || packed.is_empty() || length > self.geometry().cluster_size() {
             return Err(Error::invalid("a packed cluster begins at a cluster and is not longer than one"));
         }
+        self.mark_dirty(offset, self.geometry().cluster_size());
         let cluster = self.geometry().guest_cluster(GuestOffset::new(offset));
         self.metadata.writable_table(&self.storage, self.geometry().l1_index(cluster))?;
         let old = self.metadata.entry(&self.storage, cluster)?;

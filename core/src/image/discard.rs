@@ -33,6 +33,8 @@ impl<S: Storage> Image<S> {
             return Ok(());
         }
         self.begin_writing()?;
+        // All of the request, as in QEMU, also what is less than a cluster at its ends and stays as it is.
+        self.mark_dirty(offset, length);
         let first = context.geometry.clusters_for(offset);
         let last = if end == self.virtual_size() { context.geometry.align_up(end) } else { end };
         let last = context.geometry.guest_cluster(GuestOffset::new(last)).get();
@@ -48,6 +50,7 @@ impl<S: Storage> Image<S> {
     pub fn write_zeroes(&mut self, offset: u64, length: u64, may_unmap: bool) -> Result<()> {
         let end = self.guest_range(offset, length)?;
         self.begin_writing()?;
+        self.mark_dirty(offset, length);
         let may_unmap = may_unmap && self.options.discard;
         let unit = self.geometry().subcluster_size().max(1);
         // The disk's last, partial unit counts as whole.

@@ -32,6 +32,8 @@ use crate::metadata::Metadata;
 use crate::storage::Storage;
 
 pub use amend::AmendOptions;
+pub(crate) use bitmaps::read_directory;
+pub use bitmaps::{BitmapSummary, DirtyBits, DroppedBitmap, MAX_BITMAP_MEMORY};
 pub use create::{CreateOptions, Preallocation};
 pub use map::{Content, Extent};
 pub use mover::Mover;
@@ -44,7 +46,7 @@ pub use write::WritePlan;
 ///
 /// Closing is explicit: [`Image::close`] makes everything durable and gives the storage back. An image that is
 /// dropped without it keeps its promise up to the last [`Image::flush`]; what came after may be lost or leaked, never
-/// corrupt.
+/// corrupt, and dirty bitmaps that record are marked as not to be trusted.
 ///
 /// # Examples
 /// ```
@@ -75,6 +77,8 @@ pub struct Image<S> {
     writing: bool,
     /// Plans of [`Image::prepare_write`] that did not come back yet.
     open_plans: u64,
+    /// Dirty bitmaps that are kept right.
+    recorder: bitmaps::Recorder,
     unpacked: Option<Unpacked>,
 }
 
@@ -146,12 +150,22 @@ impl<S: Storage> Image<S> {
         }
     }
 
-    /// Flushes and gives the storage back.
+    /// Flushes, and stores the dirty bitmaps that record: what a program does when it is done with an image. It may go on
+    /// writing afterwards, and must then finish again.
     ///
     /// # Errors
-    /// As [`Image::flush`]; the storage is then dropped.
-    pub fn close(mut self) -> Result<S> {
+    /// As [`Image::flush`].
+    pub fn finish(&mut self) -> Result<()> {
         self.flush()?;
+        if self.options.read_only { Ok(()) } else { self.save_bitmaps() }
+    }
+
+    /// Finishes and gives the storage back.
+    ///
+    /// # Errors
+    /// As [`Image::finish`]; the storage is then dropped.
+    pub fn close(mut self) -> Result<S> {
+        self.finish()?;
         Ok(self.storage)
     }
 

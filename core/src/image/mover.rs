@@ -74,6 +74,7 @@ impl<S: Storage + Clone> Image<S> {
             encryption: self.encryption,
             data_unsynced: false,
             writing: false,
+            recorder: super::bitmaps::Recorder::default(),
             open_plans: 0,
             unpacked: None,
         }

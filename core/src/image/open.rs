@@ -204,6 +204,7 @@ impl<S: Storage> Image<S> {
             data_unsynced: false,
             writing: false,
             open_plans: 0,
+            recorder: super::bitmaps::Recorder::default(),
             unpacked: None,
         })
     }

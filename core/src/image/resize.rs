@@ -14,8 +14,7 @@ impl<S: Storage> Image<S> {
     ///
     /// # Errors
     /// A size that is not a multiple of 512 or too large for the L1 table; an image with snapshots that have no size of
-    /// their own (version 2); an image with bitmaps, which would have to be resized too; otherwise as
-    /// [`Image::write_at`].
+    /// their own (version 2); a bitmap that cannot have the new size; otherwise as [`Image::write_at`].
     pub fn resize(&mut self, size: u64) -> Result<()> {
         self.resize_with(size, Preallocation::Off)
     }
@@ -34,11 +33,11 @@ impl<S: Storage> Image<S> {
             return Err(Error::invalid("preallocation can only be used for growing images"));
         }
         self.refuse_snapshots_without_size()?;
-        if self.header().bitmaps().is_some() {
-            return Err(Error::unsupported("resizing an image that has persistent bitmaps"));
-        }
         self.begin_writing()?;
-        if size < old { self.shrink(size) } else { self.grow(old, size, mode) }
+        self.start_resizing_bitmaps(size)?;
+        if size < old { self.shrink(size) } else { self.grow(old, size, mode) }?;
+        self.bitmaps_resized(old);
+        self.save_bitmaps()
     }
 
     /// Snapshots without a size on record have that of the image, and so would be resized too.

@@ -75,6 +75,7 @@ impl<S: Storage> Image<S> {
         let length = u64::try_from(from.len()).unwrap_or(u64::MAX);
         self.guest_range(offset, length)?;
         self.begin_writing()?;
+        self.mark_dirty(offset, length);
         if self.options.detect_zeroes != DetectZeroes::Off && is_zero(from) {
             return self.write_zeroes(offset, length, self.options.detect_zeroes == DetectZeroes::Unmap);
         }
@@ -108,6 +109,7 @@ impl<S: Storage> Image<S> {
     pub fn prepare_write(&mut self, offset: u64, length: u64) -> Result<WritePlan> {
         let end = self.guest_range(offset, length)?;
         self.begin_writing()?;
+        self.mark_dirty(offset, length);
         let mut plan = WritePlan { pieces: Vec::new(), counted: false };
         let mut at = offset;
         let mut goal = None;
@@ -435,10 +437,7 @@ impl<S: Storage> Image<S> {
         self.refuse_encrypted()?;
         self.data_at_depth(0)?;
         self.begin_changing()?;
-        self.invalidate_bitmaps()?;
-        if self.metadata.header_waits() {
-            self.commit()?;
-        }
+        self.start_recording()?;
         self.writing = true;
         Ok(())
     }

@@ -218,7 +218,7 @@ impl Metadata {
     }
 
     /// Slices of tables that nothing points to, refcount blocks, a moved refcount table.
-    fn write_unreachable(&mut self, storage: &impl Storage) -> Result<()> {
+    pub(super) fn write_unreachable(&mut self, storage: &impl Storage) -> Result<()> {
         self.slices_before_l1(storage)?;
         if self.refcounts.write_blocks(storage)? || self.refcounts.table_moved() {
             self.unsynced = true;
@@ -242,7 +242,7 @@ impl Metadata {
     }
 
     /// Makes new refcount blocks, or a moved table, count. Costs a barrier, and only when refcounts grew.
-    fn link_refcounts(&mut self, storage: &impl Storage) -> Result<()> {
+    pub(super) fn link_refcounts(&mut self, storage: &impl Storage) -> Result<()> {
         if !self.refcounts.has_unlinked() {
             return Ok(());
         }

@@ -10,6 +10,7 @@ mod allocate;
 mod commit;
 pub mod decide;
 mod expand;
+mod extension;
 mod guard;
 mod header_area;
 mod reader;
