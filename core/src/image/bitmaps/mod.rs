@@ -150,11 +150,6 @@ impl<S: Storage> Image<S> {
         }
     }
 
-    /// The whole disk is about to change: another state of it becomes the active one.
-    pub(super) fn mark_all_dirty(&mut self) {
-        self.mark_dirty(0, self.virtual_size());
-    }
-
     /// Before the virtual size changes: reads every bitmap that can be used, recording or not, and marks it as in use,
     /// since its table may have another length at another size. Refuses a size that one of them cannot have.
     pub(super) fn start_resizing_bitmaps(&mut self, size: u64) -> Result<()> {

@@ -151,7 +151,8 @@ fn judge_sizes(area: &HeaderArea, options: &AuditOptions, audit: &mut Audit) {
         Some(_) | None => {}
     }
     // Unknown features and unknown methods of encryption were named above.
-    let Err(error) = area.validate(audit.file_length) else { return };
+    let judged = area.validate(audit.file_length).and_then(|geometry| area.usable_bitmaps(&geometry).map(drop));
+    let Err(error) = judged else { return };
     let kind = match error.kind() {
         ErrorKind::Limit(_) => AuditKind::AbsurdSize,
         ErrorKind::Unsupported(_) if audit.verdict == super::Verdict::Danger => return,
