@@ -34,7 +34,7 @@ mod tests {
         let bitmaps = BitmapsExtension { nb_bitmaps: 1, directory_size: 1 << 20, directory_offset: 0 };
         area.extensions.push(Extension::Bitmaps(bitmaps));
         let error = read_bitmaps(&area, &MemoryStorage::from_bytes(&[0; 512])).unwrap_err();
-        assert!(matches!(error.kind(), ErrorKind::Corrupt(_)), "{error}");
+        assert!(matches!(error.kind(), crate::ErrorKind::Corrupt(_)), "{error}");
         area.header.autoclear = AutoclearFeatures::default();
         assert!(read_bitmaps(&area, &MemoryStorage::from_bytes(&[0; 512])).unwrap().is_empty());
     }
