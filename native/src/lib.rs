@@ -10,6 +10,7 @@
 //! | [`status`] | what each part of a disk is, as QEMU tells it |
 //! | [`mod@convert`] | copying a disk into another image |
 //! | [`blocks`] | copying a part of a disk |
+//! | [`mod@commit`] | putting what an image holds into a layer below |
 //! | [`mod@compare`] | whether two disks hold the same |
 //! | [`trim`] | discarding ranges, and telling what became of them |
 //! | [`zeros`] | finding zeros in buffers |
@@ -29,6 +30,7 @@ pub mod blocks;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod codec;
+pub mod commit;
 pub mod compare;
 pub mod convert;
 pub mod create;

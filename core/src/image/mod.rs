@@ -6,6 +6,7 @@
 
 mod amend;
 mod bitmaps;
+mod commit_into;
 mod compressed;
 mod create;
 mod discard;
@@ -34,6 +35,7 @@ use crate::storage::Storage;
 pub use amend::AmendOptions;
 pub(crate) use bitmaps::read_directory;
 pub use bitmaps::{BitmapSummary, DirtyBits, DroppedBitmap, MAX_BITMAP_MEMORY};
+pub use commit_into::{CommitPiece, CommitPlan, CommitReport};
 pub use create::{CreateOptions, Preallocation};
 pub use map::{Content, Extent};
 pub use mover::Mover;

@@ -114,7 +114,7 @@ impl<S: Storage> Image<S> {
     /// Opens an image with its backing chain and data file, which `opener` finds. `identity` is the image's own, as in
     /// [`Found::identity`].
     ///
-    /// Backing files are opened read-only. A chain longer than 200 layers, or one that meets a file twice, is refused.
+    /// Backing files are opened read-only, except [`OpenOptions::writable_backing`]. A chain longer than 200 layers, or one that meets a file twice, is refused.
     /// With [`OpenOptions::ignore_missing_files`], what `opener` refuses is left out instead.
     ///
     /// # Errors
@@ -154,9 +154,11 @@ impl<S: Storage> Image<S> {
                     break;
                 }
                 LayerFormat::Qcow2 => {
-                    let options = OpenOptions { snapshot: None, ..options.clone().read_only() };
+                    let writable = options.writable_backing == Some(depth.saturating_add(1));
+                    let below = if writable { options.clone() } else { options.clone().read_only() };
+                    let below = OpenOptions { snapshot: None, ..below };
                     let below =
-                        Self::open_layer(found.storage, options).map_err(|e| e.at_depth(depth.saturating_add(1)))?;
+                        Self::open_layer(found.storage, below).map_err(|e| e.at_depth(depth.saturating_add(1)))?;
                     layers.push((below, found.identity));
                 }
             }
@@ -232,7 +234,8 @@ impl<S: Storage> Image<S> {
     fn find_backing(&self, from: Option<&str>, depth: u32, opener: &mut dyn Opener<S>) -> Result<Option<Found<S>>> {
         let Some(name) = &self.header().backing_file else { return Ok(None) };
         let format = self.header().backing_format();
-        let reference = Reference { role: Role::Backing, name, format, depth, from, writable: false };
+        let writable = self.options.writable_backing == Some(depth.saturating_add(1));
+        let reference = Reference { role: Role::Backing, name, format, depth, from, writable };
         match opener.open(&reference) {
             Ok(found) => Ok(Some(found)),
             Err(_) if self.options.ignore_missing_files => Ok(None),

@@ -42,6 +42,9 @@ pub struct OpenOptions {
     /// Opens the disk as it was when this internal snapshot was taken, with the size that it had then, read-only. Layers
     /// below are opened as they are.
     pub snapshot: Option<SnapshotSelector>,
+    /// The backing layer this many layers down is opened for writing too, as [`super::Image::commit_into`] needs it.
+    /// Layers between stay read-only.
+    pub writable_backing: Option<u32>,
 }
 
 impl OpenOptions {
@@ -92,6 +95,7 @@ impl Default for OpenOptions {
             codecs: Arc::new(BuiltinCodecs),
             ignore_missing_files: false,
             snapshot: None,
+            writable_backing: None,
         }
     }
 }

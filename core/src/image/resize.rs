@@ -144,7 +144,7 @@ impl<S: Storage> Image<S> {
             None => 0,
             Some(last) => geometry.l1_index(GuestCluster::new(last)).saturating_add(1),
         };
-        self.drop_tables(kept_tables)?;
+        self.drop_tables(kept_tables, self.metadata.l1_len(), true)?;
         // First the mapping: behind a smaller size nobody would find what is left of it.
         self.commit()?;
         self.metadata.set_virtual_size(size)?;
@@ -159,10 +159,10 @@ impl<S: Storage> Image<S> {
         self.cut_free_end()
     }
 
-    /// Drops the L2 tables from an index on, whose clusters have been released.
-    pub(super) fn drop_tables(&mut self, first: u64) -> Result<()> {
-        for l1_index in first..self.metadata.l1_len() {
-            self.metadata.drop_table(&self.storage, l1_index, true)?;
+    /// Drops the L2 tables of some L1 entries, whose clusters have been released. `pass`: punch what becomes free.
+    pub(super) fn drop_tables(&mut self, first: u64, end: u64, pass: bool) -> Result<()> {
+        for l1_index in first..end.min(self.metadata.l1_len()) {
+            self.metadata.drop_table(&self.storage, l1_index, pass)?;
         }
         Ok(())
     }

@@ -125,6 +125,7 @@ fn dispatch(verb: &Verb, session: &mut Session<'_>) -> Outcome {
         Verb::Compare(args) => verbs::compare::run(args, session),
         Verb::Convert(args) => verbs::convert::run(args, session),
         Verb::Resize(args) => verbs::resize::run(args, session),
+        Verb::Commit(args) => verbs::commit::run(args, session),
         Verb::Dd(args) => verbs::dd::run(args, session),
         Verb::Io(args) => verbs::io::run(args, session),
         Verb::Map(args) => verbs::map::run(args, session),

@@ -23,7 +23,7 @@ pub(crate) use discard::DiscardArgs;
 pub(crate) use io::IoArgs;
 pub(crate) use lab::{ChurnArgs, ReplayArgs, TraceOutput};
 pub(crate) use look::{AnalyzeArgs, CheckArgs, CompareArgs, InfoArgs, InspectArgs, MapArgs};
-pub(crate) use reshape::{DdArgs, ResizeArgs};
+pub(crate) use reshape::{CommitArgs, DdArgs, ResizeArgs};
 pub(crate) use snapshot::SnapshotArgs;
 
 /// Opens, shapes and heals qcow2 disk images.
@@ -70,6 +70,9 @@ pub(crate) enum Verb {
     /// Change the size of a disk
     #[command(infer_long_args = true)]
     Resize(ResizeArgs),
+    /// Put what an image holds into its backing file, and empty it
+    #[command(infer_long_args = true)]
+    Commit(CommitArgs),
     /// Copy a part of a disk into a new image, by blocks
     #[command(infer_long_args = true)]
     Dd(DdArgs),
@@ -124,6 +127,7 @@ impl Verb {
             Self::Convert(_) => "convert",
             Self::Compare(_) => "compare",
             Self::Resize(_) => "resize",
+            Self::Commit(_) => "commit",
             Self::Dd(_) => "dd",
             Self::Io(_) => "io",
             Self::Discard(_) => "discard",

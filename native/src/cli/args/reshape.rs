@@ -53,6 +53,38 @@ pub(crate) struct ResizeArgs {
     pub(crate) operands: Vec<OsString>,
 }
 
+/// `commit`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CommitArgs {
+    /// Print nothing
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Show progress
+    #[arg(short, long)]
+    pub(crate) progress: bool,
+    /// Format of the image, instead of looking
+    #[arg(short, long, value_name = "FORMAT", allow_hyphen_values = true)]
+    pub(crate) format: Option<String>,
+    /// Cache mode: writeback (the default) makes all durable in order, unsafe leaves that to the system
+    #[arg(short = 't', long, value_name = "MODE", allow_hyphen_values = true)]
+    pub(crate) cache: Option<String>,
+    /// The image of the chain that gets everything, instead of the one below; those between are of no use afterwards.
+    /// As with -d, the image is not emptied
+    #[arg(short, long, value_name = "FILE", allow_hyphen_values = true)]
+    pub(crate) base: Option<OsString>,
+    /// Do not empty the image afterwards: it is going to be dropped
+    #[arg(short, long)]
+    pub(crate) drop: bool,
+    /// Copy at most so many bytes a second
+    #[arg(short, long, value_name = "RATE", allow_hyphen_values = true)]
+    pub(crate) rate: Option<String>,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    /// The image
+    #[arg(value_name = "FILE", num_args = 0..)]
+    pub(crate) files: Vec<OsString>,
+}
+
 /// `dd`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DdArgs {

@@ -4,6 +4,7 @@ pub(crate) mod amend;
 pub(crate) mod analyze;
 pub(crate) mod audit;
 pub(crate) mod check;
+pub(crate) mod commit;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod create;
@@ -19,13 +20,14 @@ pub(crate) mod snapshot;
 
 use std::io::Write;
 
-use qcowkit_core::image::Preallocation;
+use qcowkit_core::image::{Image, Preallocation};
 use serde::Serialize;
 
 use super::failure::Failure;
 use super::personality::Personality;
 use super::plan::Source;
 use crate::disk::Disk;
+use crate::file::FileStorage;
 
 /// Prints a report of our own as JSON: the same names and units as in Python and JavaScript.
 pub(crate) fn print_json(out: &mut dyn Write, report: &impl Serialize) -> std::io::Result<()> {
@@ -65,4 +67,34 @@ pub(crate) fn warn_of_guess(source: &Source, disk: &Disk, personality: Personali
         ),
     };
     Ok(std::io::stderr().lock().write_all(text.as_bytes())?)
+}
+
+/// Whether the files that a verb changes are to be durable, in the order that keeps them whole at every instant.
+///
+/// # Errors
+/// Modes that are not supported, or unknown.
+pub(crate) fn durable(mode: Option<&str>, what: &str) -> Result<bool, Failure> {
+    match mode {
+        None | Some("writeback" | "writethrough") => Ok(true),
+        Some("unsafe") => Ok(false),
+        Some(mode @ ("none" | "off" | "directsync")) => {
+            Err(Failure::new(format!("the {what} mode '{mode}' is not supported")))
+        }
+        Some(other) => Err(Failure::new(format!("Invalid {what} option: {other}"))),
+    }
+}
+
+/// The image and data files of some layers of a chain.
+pub(crate) fn written_files<'a>(
+    image: &'a Image<FileStorage>,
+    depths: &[u32],
+) -> impl Iterator<Item = &'a FileStorage> + use<'a> {
+    let files: Vec<&FileStorage> = depths
+        .iter()
+        .flat_map(|&depth| {
+            let layer = image.image_at_depth(depth).map(|layer| layer.storage());
+            layer.into_iter().chain(image.data_at_depth(depth).ok())
+        })
+        .collect();
+    files.into_iter()
 }
