@@ -28,6 +28,9 @@ pub enum ErrorKind {
     /// The guest data is encrypted and no key was given; ciphertext is never returned as data.
     #[error("the image is encrypted ({0}) and no key was given")]
     Encrypted(String),
+    /// None of the keys that were given opens the image.
+    #[error("wrong key: {0}")]
+    WrongKey(String),
     /// A file that the image names may not be opened by this caller.
     #[error("denied: {0}")]
     Denied(String),
@@ -59,12 +62,13 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every code that [`ErrorKind::code`] gives.
-    pub const CODES: [&'static str; 14] = [
+    pub const CODES: [&'static str; 15] = [
         "storage",
         "not_qcow2",
         "corrupt",
         "unsupported",
         "encrypted",
+        "wrong_key",
         "denied",
         "invalid_argument",
         "out_of_range",
@@ -85,6 +89,7 @@ impl ErrorKind {
             Self::Corrupt(_) => "corrupt",
             Self::Unsupported(_) => "unsupported",
             Self::Encrypted(_) => "encrypted",
+            Self::WrongKey(_) => "wrong_key",
             Self::Denied(_) => "denied",
             Self::InvalidArgument(_) => "invalid_argument",
             Self::OutOfRange => "out_of_range",
@@ -359,6 +364,7 @@ mod tests {
             ErrorKind::Corrupt(String::new()),
             ErrorKind::Unsupported(String::new()),
             ErrorKind::Encrypted(String::new()),
+            ErrorKind::WrongKey(String::new()),
             ErrorKind::Denied(String::new()),
             ErrorKind::InvalidArgument(String::new()),
             ErrorKind::OutOfRange,

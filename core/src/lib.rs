@@ -8,6 +8,7 @@
 //! | `image` | the guest's view: open, create, map, read, write, write zeroes, discard, flush |
 //! | `metadata` | tables in memory, allocation, the decision of what a discard does, the order of commits |
 //! | `format` | bytes and values: header, extensions, entries, refcounts. No I/O |
+//! | [`crypto`] | encryption of guest data: ciphers, LUKS volumes, key slots |
 //! | [`codec`] | compression of clusters: the trait, and pure-Rust codecs |
 //! | [`storage`] | the traits that carry bytes, the in-memory store, and wrappers around any store |
 //!
@@ -34,6 +35,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod codec;
+pub mod crypto;
 pub mod error;
 pub mod format;
 pub mod image;

@@ -8,8 +8,8 @@ use wasm_bindgen::prelude::*;
 const TYPES: &str = r#"
 /** What went wrong; the names are the same in Rust and Python. */
 export type ErrorCode =
-  | "storage" | "not_qcow2" | "corrupt" | "unsupported" | "encrypted" | "denied" | "invalid_argument"
-  | "out_of_range" | "read_only" | "locked" | "limit" | "no_space" | "codec" | "poisoned" | "closed";
+  | "storage" | "not_qcow2" | "corrupt" | "unsupported" | "encrypted" | "wrong_key" | "denied"
+  | "invalid_argument" | "out_of_range" | "read_only" | "locked" | "limit" | "no_space" | "codec" | "poisoned" | "closed";
 
 /** What is thrown: an `Error` that says what and where. What does not apply is undefined. */
 export interface QcowError extends Error {

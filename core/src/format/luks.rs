@@ -1,5 +1,5 @@
 //! The LUKS header (version 1) of an encrypted image (section "Full disk encryption header pointer"), as far as it says
-//! how things are encrypted. Keys are not handled here.
+//! how things are encrypted. Keys are not handled here: see [`crate::crypto`].
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -20,6 +20,10 @@ pub struct LuksHeader {
     pub payload_offset: u64,
     /// Bytes of the master key.
     pub key_bytes: u32,
+    /// Digest of the master key: tells a right one from a wrong one.
+    pub master_key_digest: [u8; 20],
+    /// Salt of that digest.
+    pub master_key_salt: [u8; 32],
     /// Iterations of the digest of the master key.
     pub master_key_iterations: u32,
     /// The volume's UUID, in text.
@@ -35,6 +39,8 @@ pub struct LuksSlot {
     pub active: bool,
     /// Iterations of the key derivation.
     pub iterations: u32,
+    /// Salt of the key derivation.
+    pub salt: [u8; 32],
     /// First byte of the key material.
     pub key_offset: u64,
     /// Anti-forensic stripes.
@@ -45,10 +51,13 @@ impl LuksHeader {
     /// Bytes of the header.
     pub const LENGTH: usize = 592;
 
+    /// Key slots of every header.
+    pub const SLOTS: usize = 8;
+
     const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
     const SECTOR: u64 = 512;
-    const SLOTS: usize = 8;
-    const ACTIVE: u32 = 0x00ac_71f3;
+    const FIRST_SLOT: u64 = 208;
+    const SLOT_LENGTH: u64 = 48;
 
     /// Parses the header, whose first byte is at `host_offset` of the file.
     ///
@@ -68,19 +77,62 @@ impl LuksHeader {
         let hash = text(reader.take(32, "hash")?);
         let payload_offset = u64::from(reader.u32("payload offset")?).saturating_mul(Self::SECTOR);
         let key_bytes = reader.u32("key bytes")?;
-        reader.take(20, "digest of the master key")?;
-        reader.take(32, "salt of the master key")?;
+        let master_key_digest = array(reader.take(20, "digest of the master key")?);
+        let master_key_salt = array(reader.take(32, "salt of the master key")?);
         let master_key_iterations = reader.u32("iterations of the master key")?;
         let uuid = text(reader.take(40, "UUID")?);
         let mut slots = Vec::new();
         for _ in 0..Self::SLOTS {
-            let active = reader.u32("state of a key slot")? == Self::ACTIVE;
+            let active = reader.u32("state of a key slot")? == LuksSlot::ACTIVE;
             let iterations = reader.u32("iterations of a key slot")?;
-            reader.take(32, "salt of a key slot")?;
+            let salt = array(reader.take(32, "salt of a key slot")?);
             let key_offset = u64::from(reader.u32("key material offset")?).saturating_mul(Self::SECTOR);
-            slots.push(LuksSlot { active, iterations, key_offset, stripes: reader.u32("stripes")? });
+            slots.push(LuksSlot { active, iterations, salt, key_offset, stripes: reader.u32("stripes")? });
         }
-        Ok(Self { cipher, mode, hash, payload_offset, key_bytes, master_key_iterations, uuid, slots })
+        Ok(Self {
+            cipher,
+            mode,
+            hash,
+            payload_offset,
+            key_bytes,
+            master_key_digest,
+            master_key_salt,
+            master_key_iterations,
+            uuid,
+            slots,
+        })
+    }
+
+    /// The bytes of the header. Names longer than their fields are cut; offsets are those of whole sectors.
+    #[must_use]
+    pub fn emit(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(Self::LENGTH);
+        let padded = |bytes: &mut Vec<u8>, name: &Name, length: usize| {
+            let end = bytes.len().saturating_add(length);
+            bytes.extend(name.as_bytes().iter().take(length));
+            bytes.resize(end, 0);
+        };
+        bytes.extend(Self::MAGIC);
+        bytes.extend(1u16.to_be_bytes());
+        padded(&mut bytes, &self.cipher, 32);
+        padded(&mut bytes, &self.mode, 32);
+        padded(&mut bytes, &self.hash, 32);
+        bytes.extend(sectors(self.payload_offset).to_be_bytes());
+        bytes.extend(self.key_bytes.to_be_bytes());
+        bytes.extend(self.master_key_digest);
+        bytes.extend(self.master_key_salt);
+        bytes.extend(self.master_key_iterations.to_be_bytes());
+        padded(&mut bytes, &self.uuid, 40);
+        self.slots.iter().take(Self::SLOTS).for_each(|slot| bytes.extend(slot.emit()));
+        bytes.resize(Self::LENGTH, 0);
+        bytes
+    }
+
+    /// Where the record of a key slot begins in the header.
+    #[must_use]
+    pub fn slot_offset(slot: usize) -> u64 {
+        let slot = u64::try_from(slot).unwrap_or(u64::MAX);
+        Self::FIRST_SLOT.saturating_add(slot.saturating_mul(Self::SLOT_LENGTH))
     }
 
     /// The cipher with the bits of its key, in QEMU's words: `aes-256`. In mode XTS the key is two keys.
@@ -107,6 +159,37 @@ impl LuksHeader {
         };
         (String::from(mode), String::from(vectors), hash)
     }
+}
+
+impl LuksSlot {
+    const ACTIVE: u32 = 0x00ac_71f3;
+    const INACTIVE: u32 = 0x0000_dead;
+
+    /// The bytes of the record.
+    #[must_use]
+    pub fn emit(&self) -> Vec<u8> {
+        let mut bytes = self.emit_state().to_vec();
+        bytes.extend(self.iterations.to_be_bytes());
+        bytes.extend(self.salt);
+        bytes.extend(sectors(self.key_offset).to_be_bytes());
+        bytes.extend(self.stripes.to_be_bytes());
+        bytes
+    }
+
+    /// The first bytes of the record, which say whether it holds a key.
+    #[must_use]
+    pub fn emit_state(&self) -> [u8; 4] {
+        if self.active { Self::ACTIVE.to_be_bytes() } else { Self::INACTIVE.to_be_bytes() }
+    }
+}
+
+fn sectors(bytes: u64) -> u32 {
+    u32::try_from(bytes.checked_div(LuksHeader::SECTOR).unwrap_or(0)).unwrap_or(u32::MAX)
+}
+
+/// Bytes whose number the reader has seen to.
+fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    bytes.try_into().unwrap_or([0; N])
 }
 
 /// The bytes before the first zero.
@@ -154,7 +237,11 @@ mod tests {
         assert_eq!(luks.cipher_algorithm(), "aes-256");
         assert_eq!(luks.mode_and_vectors(), ("xts".into(), "plain64".into(), None));
         assert_eq!(luks.slots.len(), 8);
-        assert_eq!(luks.slots[1], LuksSlot { active: true, iterations: 10, key_offset: 9 * 512, stripes: 4000 });
+        let slot = LuksSlot { active: true, iterations: 10, salt: [2; 32], key_offset: 9 * 512, stripes: 4000 };
+        assert_eq!(luks.slots[1], slot);
+        assert_eq!((luks.master_key_digest, luks.master_key_salt), ([1; 20], [1; 32]));
+        assert_eq!(luks.emit(), bytes);
+        assert_eq!(bytes[LuksHeader::slot_offset(1) as usize..][..48], slot.emit());
         assert!(!luks.slots[7].active);
         let old = LuksHeader::parse(&header("cbc-essiv:sha256", 32), 0).unwrap();
         assert_eq!(old.cipher_algorithm(), "aes-256");

@@ -104,6 +104,13 @@ class EncryptedError(QcowError):
     _errno = _errno.EACCES
 
 
+class WrongKeyError(QcowError):
+    """None of the keys that were given opens the image."""
+
+    code = "wrong_key"
+    _errno = _errno.EACCES
+
+
 class DeniedError(QcowError):
     """The image names a file that this call may not open."""
 
