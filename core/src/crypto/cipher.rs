@@ -134,9 +134,8 @@ impl CipherAlgorithm {
             Self::Sm4 => make::<sm4::Sm4>(key),
         };
         // Serpent and CAST5 would take other lengths too.
-        made.filter(|_| key.len() == self.key_bytes()).ok_or_else(|| {
-            Error::invalid(format!("a key of {} bytes for {}", key.len(), self.name()))
-        })
+        made.filter(|_| key.len() == self.key_bytes())
+            .ok_or_else(|| Error::invalid(format!("a key of {} bytes for {}", key.len(), self.name())))
     }
 }
 
@@ -305,9 +304,7 @@ impl CipherSpec {
         let vectors = match self.vectors {
             VectorGenerator::Plain => Vectors::Plain,
             VectorGenerator::Plain64 => Vectors::Plain64,
-            VectorGenerator::Essiv(hash) => {
-                Vectors::Essiv(self.essiv_cipher(hash)?.with_key(&hash.digest(&[key]))?)
-            }
+            VectorGenerator::Essiv(hash) => Vectors::Essiv(self.essiv_cipher(hash)?.with_key(&hash.digest(&[key]))?),
         };
         let data = self.algorithm.with_key(data_key)?;
         let mode = match self.mode {

@@ -72,16 +72,8 @@ macro_rules! with_hash {
 
 impl HashAlgorithm {
     /// All of them.
-    pub const ALL: [Self; 8] = [
-        Self::Md5,
-        Self::Sha1,
-        Self::Sha224,
-        Self::Sha256,
-        Self::Sha384,
-        Self::Sha512,
-        Self::Ripemd160,
-        Self::Sm3,
-    ];
+    pub const ALL: [Self; 8] =
+        [Self::Md5, Self::Sha1, Self::Sha224, Self::Sha256, Self::Sha384, Self::Sha512, Self::Ripemd160, Self::Sm3];
 
     /// The name in a LUKS header and in QEMU's options.
     #[must_use]
@@ -130,13 +122,7 @@ impl HashAlgorithm {
     ///
     /// # Errors
     /// No iterations.
-    pub fn derive_key(
-        self,
-        secret: &[u8],
-        salt: &[u8],
-        iterations: u32,
-        bytes: usize,
-    ) -> Result<Zeroizing<Vec<u8>>> {
+    pub fn derive_key(self, secret: &[u8], salt: &[u8], iterations: u32, bytes: usize) -> Result<Zeroizing<Vec<u8>>> {
         if iterations == 0 {
             return Err(Error::invalid("a key derivation has at least one iteration"));
         }
@@ -165,13 +151,8 @@ mod tests {
         };
         let sha1 = derive(HashAlgorithm::Sha1, "password", "salt", 4096, 20);
         assert_eq!(sha1, "4b007901b765489abead49d926f721d065a429c1");
-        let long = derive(
-            HashAlgorithm::Sha1,
-            "passwordPASSWORDpassword",
-            "saltSALTsaltSALTsaltSALTsaltSALTsalt",
-            4096,
-            25,
-        );
+        let long =
+            derive(HashAlgorithm::Sha1, "passwordPASSWORDpassword", "saltSALTsaltSALTsaltSALTsaltSALTsalt", 4096, 25);
         assert_eq!(long, "3d2eec4fe41c849b80c8d83662c0e44a8b291a964cf2f07038");
         assert_eq!(
             derive(HashAlgorithm::Sha256, "passwd", "salt", 1, 64),

@@ -124,8 +124,7 @@ impl<'a> Volume<'a> {
         allowed(self.header.master_key_iterations, max_iterations)?;
         let mut material = Zeroizing::new(vec![0u8; material_bytes(&self.spec)]);
         storage.read_at(self.material_offset(slot)?, &mut material)?;
-        let slot_key =
-            self.hash.derive_key(secret.as_bytes(), &slot.salt, slot.iterations, self.spec.key_bytes())?;
+        let slot_key = self.hash.derive_key(secret.as_bytes(), &slot.salt, slot.iterations, self.spec.key_bytes())?;
         self.spec.with_key(&slot_key)?.decrypt(0, &mut material);
         let used = split_bytes(&self.spec);
         let key = stripes::merge(self.hash, material.get(..used).unwrap_or(&[]), self.spec.key_bytes());
@@ -260,8 +259,7 @@ impl LuksFormat {
         let mut salt = [0u8; 32];
         random.fill(&mut salt)?;
         let area = Area { offset: 0, length: self.header_bytes() };
-        let material =
-            Volume::new(&header, area)?.seal(&master, secret, &salt, self.slot_iterations, random)?;
+        let material = Volume::new(&header, area)?.seal(&master, secret, &salt, self.slot_iterations, random)?;
         if let Some(slot) = header.slots.first_mut() {
             (slot.active, slot.iterations, slot.salt) = (true, self.slot_iterations, salt);
         }

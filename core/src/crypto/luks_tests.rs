@@ -1,9 +1,7 @@
 use alloc::vec::Vec;
 
 use super::*;
-use crate::crypto::{
-    CipherAlgorithm, CipherMode, KeySlots, MAX_KEY_ITERATIONS, SlotChange, VectorGenerator,
-};
+use crate::crypto::{CipherAlgorithm, CipherMode, KeySlots, MAX_KEY_ITERATIONS, SlotChange, VectorGenerator};
 use crate::storage::{MemoryStorage, RecordingStorage, Storage, StorageEvent, epochs, replay};
 
 const BASE: u64 = 0x3000;

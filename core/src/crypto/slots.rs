@@ -82,12 +82,13 @@ impl<'a, S: Storage> KeySlots<'a, S> {
         random: &mut dyn RandomSource,
     ) -> Result<usize> {
         check_new_secret(secret)?;
-        let index = match wanted {
-            Some(index) => index,
-            None => self.header.slots.iter().position(|slot| !slot.active).ok_or_else(|| {
-                Error::new(ErrorKind::NoSpace("all key slots are in use: erase one first".into()))
-            })?,
-        };
+        let index =
+            match wanted {
+                Some(index) => index,
+                None => self.header.slots.iter().position(|slot| !slot.active).ok_or_else(|| {
+                    Error::new(ErrorKind::NoSpace("all key slots are in use: erase one first".into()))
+                })?,
+            };
         let old = *self.slot(index)?;
         if old.active && change == SlotChange::Careful {
             return Err(Error::invalid(format!("the key slot {index} is in use: erase it first")));

@@ -72,6 +72,9 @@ impl<S: Storage> Image<S> {
         if self.geometry().data_file() {
             return Err(Error::unsupported("compressed clusters in an image with an external data file"));
         }
+        if self.encryption().is_some() {
+            return Err(Error::unsupported("compressed clusters in an encrypted image: they would not be encrypted"));
+        }
         let length = u64::try_from(packed.len()).unwrap_or(u64::MAX);
         if !self.geometry().is_aligned(offset) || packed.is_empty() || length > self.geometry().cluster_size() {
             return Err(Error::invalid("a packed cluster begins at a cluster and is not longer than one"));

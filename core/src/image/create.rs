@@ -1,11 +1,15 @@
 //! Making a new image.
 
 use alloc::string::String;
+#[cfg(feature = "crypto")]
+use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
 use super::{Image, OpenOptions};
 use crate::codec::CompressionType;
+#[cfg(feature = "crypto")]
+use crate::crypto::NewVolume;
 use crate::error::{Error, Result};
 use crate::format::{
     CompatibleFeatures, Extension, FeatureName, Geometry, Header, HeaderArea, HostOffset, IncompatibleFeatures, Name,
@@ -51,6 +55,9 @@ pub struct CreateOptions {
     pub backing_format: Option<String>,
     /// What is reserved.
     pub preallocation: Preallocation,
+    /// The LUKS volume that guest data are encrypted with, if they are to be.
+    #[cfg(feature = "crypto")]
+    pub encryption: Option<Arc<NewVolume>>,
 }
 
 impl Default for CreateOptions {
@@ -65,16 +72,20 @@ impl Default for CreateOptions {
             backing_file: None,
             backing_format: None,
             preallocation: Preallocation::Off,
+            #[cfg(feature = "crypto")]
+            encryption: None,
         }
     }
 }
 
-/// Where the tables of a new image lie, in clusters: header, refcount table, refcount blocks, L1 table.
+/// Where the tables of a new image lie, in clusters: header, refcount table, refcount blocks, L1 table, encryption
+/// header.
 struct Plan {
     geometry: Geometry,
     refcount_table: u64,
     refcount_blocks: u64,
     l1: u64,
+    encryption_header: u64,
 }
 
 impl CreateOptions {
@@ -123,6 +134,14 @@ impl CreateOptions {
         Ok(geometry)
     }
 
+    /// Bytes of the encryption header, if there is to be one.
+    fn encryption_header_bytes(&self) -> Option<u64> {
+        #[cfg(feature = "crypto")]
+        return self.encryption.as_ref().map(|volume| volume.header_bytes());
+        #[cfg(not(feature = "crypto"))]
+        None
+    }
+
     fn header(&self, plan: &Plan) -> HeaderArea {
         let geometry = &plan.geometry;
         let mut header = Header::new(self.version, geometry.cluster_bits(), geometry.virtual_size());
@@ -149,6 +168,9 @@ impl CreateOptions {
         if let Some(format) = &self.backing_format {
             area.extensions.push(Extension::BackingFormat(Name::from(format.as_str())));
         }
+        if let Some(length) = self.encryption_header_bytes() {
+            header_area_is_encrypted(&mut area, cluster(plan.encryption_start()), length);
+        }
         if self.version >= 3 && geometry.cluster_size() >= 1024 {
             // Names for the features, so that a program that lacks one can say which. Too long for 512-byte clusters.
             area.extensions.push(Extension::FeatureNames(FeatureName::standard_table()));
@@ -159,9 +181,10 @@ impl CreateOptions {
 }
 
 impl Plan {
-    fn new(geometry: Geometry) -> Self {
+    fn new(geometry: Geometry, encryption_header_bytes: u64) -> Self {
         let l1 = geometry.clusters_for(geometry.l1_entries().saturating_mul(8));
-        let mut plan = Self { geometry, refcount_table: 1, refcount_blocks: 1, l1 };
+        let encryption_header = geometry.clusters_for(encryption_header_bytes);
+        let mut plan = Self { geometry, refcount_table: 1, refcount_blocks: 1, l1, encryption_header };
         // Blocks and table count themselves, so they may need another round; each only grows.
         loop {
             let blocks = plan.clusters().div_ceil(geometry.refcount_block_entries());
@@ -181,8 +204,24 @@ impl Plan {
         self.refcount_table.saturating_add(self.refcount_blocks).saturating_add(1)
     }
 
-    fn clusters(&self) -> u64 {
+    fn encryption_start(&self) -> u64 {
         self.l1_start().saturating_add(self.l1)
+    }
+
+    fn clusters(&self) -> u64 {
+        self.encryption_start().saturating_add(self.encryption_header)
+    }
+
+    /// Writes the encryption header with the key material of its first slot; the other slots are holes.
+    #[cfg(feature = "crypto")]
+    fn write_volume(&self, storage: &impl Storage, volume: &NewVolume) -> Result<()> {
+        let size = self.geometry.cluster_size();
+        let offset = self.encryption_start().saturating_mul(size);
+        storage.write_zeroes(offset, self.encryption_header.saturating_mul(size), ZeroMode::MayUnmap)?;
+        for (at, bytes) in volume.parts() {
+            storage.write_at(offset.saturating_add(at), &bytes)?;
+        }
+        Ok(())
     }
 
     /// Writes the tables: nothing refers to them until the header is there.
@@ -209,6 +248,12 @@ impl Plan {
         storage.write_zeroes(l1_offset, l1_length, ZeroMode::MayUnmap)?;
         Ok(())
     }
+}
+
+/// Says that guest data are encrypted by the LUKS volume whose header is at `offset`.
+fn header_area_is_encrypted(area: &mut HeaderArea, offset: u64, length: u64) {
+    area.header.crypt_method = 2;
+    area.extensions.push(Extension::CryptoHeader { offset, length });
 }
 
 /// Writes a table where it was never written before: of a file that was just cut, the zeros at its end are there.
@@ -239,7 +284,7 @@ impl<S: Storage> Image<S> {
     /// As [`Image::create`].
     pub fn create_with(storage: S, size: u64, options: &CreateOptions, open: OpenOptions) -> Result<Self> {
         let size = size.checked_next_multiple_of(512).ok_or_else(|| Error::invalid("the virtual size is too large"))?;
-        let plan = Plan::new(options.validate(size)?);
+        let plan = Plan::new(options.validate(size)?, options.encryption_header_bytes().unwrap_or(0));
         let header = options.header(&plan).emit()?;
         let needed = plan.clusters().saturating_mul(plan.geometry.cluster_size());
         if storage.capabilities().grows {
@@ -250,12 +295,21 @@ impl<S: Storage> Image<S> {
             storage.discard(0, storage.len()?)?;
         }
         plan.write_tables(&storage)?;
+        #[cfg(feature = "crypto")]
+        if let Some(volume) = &options.encryption {
+            plan.write_volume(&storage, volume)?;
+        }
         storage.barrier()?;
         write_table(&storage, 0, &header)?;
         storage.barrier()?;
-        let ignore_missing_files = open.ignore_missing_files;
-        let mut image = Self::open(storage, open.metadata_only())?;
-        image.options.ignore_missing_files = ignore_missing_files;
+        let OpenOptions { ignore_missing_files, keys, .. } = open.clone();
+        // The key is at hand: nothing has to be derived.
+        let mut image = Self::open(storage, OpenOptions { keys: None, ..open.metadata_only() })?;
+        (image.options.ignore_missing_files, image.options.keys) = (ignore_missing_files, keys);
+        #[cfg(feature = "crypto")]
+        if let Some(volume) = &options.encryption {
+            image.unlock_with(volume.master_key().clone())?;
+        }
         if options.preallocation != Preallocation::Off {
             image.preallocate(0, size, options.preallocation)?;
         }

@@ -103,6 +103,10 @@ impl<S: Storage> Image<S> {
     /// Whether data of a lower layer lie in a hole of their file.
     fn extent_reads_zero(&self, extent: &super::Extent) -> Result<bool> {
         let Content::Data { host_offset } = extent.content else { return Ok(false) };
+        if self.extent_is_encrypted(extent) {
+            // A hole there would be read as garbage, not as zeros.
+            return Ok(false);
+        }
         let found = self.data_at_depth(extent.depth)?.next_extent(host_offset.get())?;
         Ok(found.kind == crate::storage::StorageExtentKind::Hole && found.length >= extent.length)
     }

@@ -10,6 +10,7 @@ mod commit_into;
 mod compressed;
 mod create;
 mod discard;
+mod encryption;
 mod look;
 mod map;
 mod mover;
@@ -31,6 +32,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Geometry, HeaderArea, HostCluster};
 use crate::metadata::Metadata;
 use crate::storage::Storage;
+
+use encryption::Encryption;
 
 pub use amend::AmendOptions;
 pub(crate) use bitmaps::read_directory;
@@ -72,7 +75,7 @@ pub struct Image<S> {
     data_file: Option<S>,
     options: OpenOptions,
     /// What the guest data are encrypted with, if they are.
-    encryption: Option<&'static str>,
+    encryption: Encryption,
     /// The data file was changed since its last barrier.
     data_unsynced: bool,
     /// The preparations of the first write are done.
@@ -243,13 +246,6 @@ impl<S: Storage> Image<S> {
     /// Where guest data of this layer are stored.
     fn data_storage(&self) -> &S {
         self.data_file.as_ref().unwrap_or(&self.storage)
-    }
-
-    fn refuse_encrypted(&self) -> Result<()> {
-        match self.encryption {
-            None => Ok(()),
-            Some(method) => Err(Error::new(ErrorKind::Encrypted(method.into()))),
-        }
     }
 }
 

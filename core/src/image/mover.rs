@@ -71,7 +71,7 @@ impl<S: Storage + Clone> Image<S> {
             }),
             data_file: self.data_file.clone(),
             options: self.options.clone(),
-            encryption: self.encryption,
+            encryption: self.encryption.clone(),
             data_unsynced: false,
             writing: false,
             recorder: super::bitmaps::Recorder::default(),

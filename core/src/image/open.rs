@@ -6,6 +6,7 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use super::encryption::Encryption;
 use super::{Image, Layer, OpenOptions};
 use crate::error::{Error, ErrorKind, Result, Structure};
 use crate::format::{Header, HeaderArea, MAX_CHAIN_DEPTH, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS, Name};
@@ -126,7 +127,7 @@ impl<S: Storage> Image<S> {
         opener: &mut dyn Opener<S>,
     ) -> Result<Self> {
         let mut seen: Vec<String> = Vec::new();
-        let mut layers = vec![(Self::open_layer(storage, options.clone())?, identity)];
+        let mut layers = vec![(Self::open_layer(storage, options.clone(), 0, identity.as_deref())?, identity)];
         let mut bottom = None;
         // From the top down, in a loop: a chain's depth must not be the stack's.
         while let Some((image, identity)) = layers.last_mut() {
@@ -154,11 +155,13 @@ impl<S: Storage> Image<S> {
                     break;
                 }
                 LayerFormat::Qcow2 => {
-                    let writable = options.writable_backing == Some(depth.saturating_add(1));
+                    let depth = depth.saturating_add(1);
+                    let writable = options.writable_backing == Some(depth);
                     let below = if writable { options.clone() } else { options.clone().read_only() };
                     let below = OpenOptions { snapshot: None, ..below };
+                    let identity = found.identity.as_deref();
                     let below =
-                        Self::open_layer(found.storage, below).map_err(|e| e.at_depth(depth.saturating_add(1)))?;
+                        Self::open_layer(found.storage, below, depth, identity).map_err(|e| e.at_depth(depth))?;
                     layers.push((below, found.identity));
                 }
             }
@@ -181,7 +184,7 @@ impl<S: Storage> Image<S> {
     }
 
     /// Opens one layer: header, L1 table and refcount table.
-    fn open_layer(storage: S, mut options: OpenOptions) -> Result<Self> {
+    fn open_layer(storage: S, mut options: OpenOptions, depth: u32, identity: Option<&str>) -> Result<Self> {
         // A view is never written: its tables are not counted as the active ones.
         options.read_only |= options.snapshot.is_some();
         let header = read_header(&storage)?;
@@ -190,11 +193,7 @@ impl<S: Storage> Image<S> {
             None => (header, geometry),
             Some(selector) => super::snapshots::view(header, &geometry, selector, &storage)?,
         };
-        let encryption = match header.header.crypt_method {
-            0 => None,
-            1 => Some("AES"),
-            _ => Some("LUKS"),
-        };
+        let encryption = Encryption::open(&header, &storage, &options, depth, identity)?;
         let metadata = Metadata::load(&storage, header, geometry, options.metadata.clone())?;
         Ok(Self {
             storage,

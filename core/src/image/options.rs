@@ -5,6 +5,7 @@ use core::fmt;
 
 use super::SnapshotSelector;
 use crate::codec::{BuiltinCodecs, Codecs};
+use crate::crypto::{KeySource, Keyring, MAX_KEY_ITERATIONS, Secret};
 use crate::metadata::{DiscardPolicy, MetadataOptions};
 
 /// What happens to writes that hold nothing but zeros (QEMU: `detect-zeroes`).
@@ -39,6 +40,10 @@ pub struct OpenOptions {
     /// Opens the image although its backing or data file was not found or is not allowed; reads that would need it
     /// fail. For `info`, `check` and the like.
     pub ignore_missing_files: bool,
+    /// Where the keys of encrypted layers come from. Without it, encrypted images open for all that needs no guest data.
+    pub keys: Option<Arc<dyn KeySource + Send + Sync>>,
+    /// The most iterations of a key derivation that an image may ask for.
+    pub max_key_iterations: u32,
     /// Opens the disk as it was when this internal snapshot was taken, with the size that it had then, read-only. Layers
     /// below are opened as they are.
     pub snapshot: Option<SnapshotSelector>,
@@ -69,6 +74,13 @@ impl OpenOptions {
         self
     }
 
+    /// The same with a key, which is tried on every encrypted layer.
+    #[must_use]
+    pub fn with_key(mut self, secret: Secret) -> Self {
+        self.keys = Some(Arc::new(Keyring::new().with(secret)));
+        self
+    }
+
     /// The same with another discard policy.
     #[must_use]
     pub fn with_policy(mut self, policy: DiscardPolicy) -> Self {
@@ -94,6 +106,8 @@ impl Default for OpenOptions {
             metadata: MetadataOptions::default(),
             codecs: Arc::new(BuiltinCodecs),
             ignore_missing_files: false,
+            keys: None,
+            max_key_iterations: MAX_KEY_ITERATIONS,
             snapshot: None,
             writable_backing: None,
         }

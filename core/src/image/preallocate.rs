@@ -57,6 +57,10 @@ impl<S: Storage> Image<S> {
 
     fn map_clusters(&mut self, first: GuestCluster, end: u64, mode: Preallocation, over: Over) -> Result<()> {
         let geometry = *self.geometry();
+        if mode == Preallocation::Full || geometry.version() < 3 {
+            // Zeros of the guest's have to be written.
+            self.refuse_locked()?;
+        }
         let mut cluster = first;
         let last = GuestCluster::new(geometry.clusters_for(end));
         let mut goal = None;
@@ -109,7 +113,7 @@ impl<S: Storage> Image<S> {
             self.metadata.allocate(&self.storage, count, goal)?
         };
         // Before they are linked: whoever commits next would show what the clusters held before.
-        if let Err(error) = self.reserve(run, mode) {
+        if let Err(error) = self.reserve(run, first, mode) {
             if !geometry.data_file() {
                 self.metadata.undo_allocation(&self.storage, run)?;
             }
@@ -117,18 +121,23 @@ impl<S: Storage> Image<S> {
         }
         for n in 0..run.count {
             let offset = HostOffset::new(geometry.host_start(run.first.saturating_add(n)).get());
-            let entry = self.placed_entry(HostRef { offset, copied: true }, over);
+            let entry = self.placed_entry(HostRef { offset, copied: true }, mode, over);
             self.metadata.set_entry(&self.storage, first.saturating_add(n), entry)?;
         }
         Ok(run)
     }
 
     /// The entry of a cluster that has a place and no contents of its own.
-    fn placed_entry(&self, host: HostRef, over: Over) -> L2Entry {
+    fn placed_entry(&self, host: HostRef, mode: Preallocation, over: Over) -> L2Entry {
         let geometry = self.geometry();
-        // Encrypted, the zeros of the file would not read as zeros.
-        let says_zero = self.header().backing_file.is_some() || self.header().header.crypt_method != 0;
-        if over == Over::Zeros && says_zero && geometry.version() >= 3 {
+        // Without a backing file every cluster reads as zeros.
+        let zero = over == Over::Zeros || self.header().backing_file.is_none();
+        // Encrypted, the zeros of the file do not read as zeros, unless they were written as the guest's.
+        let encrypted = self.encryption().is_some() && mode != Preallocation::Full;
+        // Empty subclusters say it too.
+        let empty = over == Over::Unallocated && geometry.extended_l2();
+        let says_zero = self.header().backing_file.is_some() && over == Over::Zeros || encrypted && zero && !empty;
+        if says_zero && geometry.version() >= 3 {
             return L2Entry::zero_allocated(host, geometry);
         }
         // With subclusters the cluster is there but nothing in it is, so that a backing file still shows.
@@ -137,7 +146,8 @@ impl<S: Storage> Image<S> {
     }
 
     /// Makes new clusters read as zeros, reserved as `mode` says.
-    fn reserve(&mut self, run: Run, mode: Preallocation) -> Result<()> {
+    fn reserve(&mut self, run: Run, first: GuestCluster, mode: Preallocation) -> Result<()> {
+        let guest = self.geometry().guest_start(first).get();
         let start = self.geometry().host_start(run.first).get();
         let length = run.count.saturating_mul(self.geometry().cluster_size());
         // A data file ends where the disk does.
@@ -146,6 +156,11 @@ impl<S: Storage> Image<S> {
             false => length,
         };
         self.note_data();
+        if let Some(cipher) = self.cipher()
+            && (mode == Preallocation::Full || self.geometry().version() < 3)
+        {
+            return self.write_encrypted_zeros(cipher, guest, HostOffset::new(start), length);
+        }
         let storage = self.data_storage();
         match mode {
             Preallocation::Off => {}

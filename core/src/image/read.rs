@@ -50,10 +50,14 @@ impl<S: Storage> Image<S> {
                 Ok(())
             }
             Content::Data { host_offset } => {
+                let site = |e: Error| e.at_guest(extent.guest_offset).at_depth(extent.depth);
+                let layer = self.image_at_depth(extent.depth);
+                if let Some((layer, cipher)) = layer.and_then(|layer| Some((layer, layer.cipher()?))) {
+                    layer.refuse_missing_data_file()?;
+                    return layer.read_encrypted(cipher, extent.guest_offset, host_offset, into).map_err(site);
+                }
                 let source = self.data_at_depth(extent.depth)?;
-                source
-                    .read_at(host_offset.get(), into)
-                    .map_err(|e| Error::from(e).at_guest(extent.guest_offset).at_depth(extent.depth))
+                source.read_at(host_offset.get(), into).map_err(|e| site(e.into()))
             }
             Content::Compressed { range, skip } => {
                 let cluster = self.unpack(extent, range)?;
@@ -81,7 +85,7 @@ impl<S: Storage> Image<S> {
 
     pub(super) fn unpack(&self, extent: &Extent, range: CompressedRange) -> Result<alloc::vec::Vec<u8>> {
         let layer = self.image_at_depth(extent.depth).ok_or_else(|| Error::invalid("no such layer"))?;
-        layer.refuse_encrypted()?;
+        layer.refuse_locked()?;
         let geometry = layer.geometry();
         let mut packed = vec![0u8; usize::try_from(range.length).unwrap_or(0)];
         let site = |e: Error| {
@@ -122,21 +126,30 @@ impl<S: Storage> Image<S> {
     /// Where the guest data of the layer `depth` layers down are stored: its image file, data file or raw file.
     ///
     /// # Errors
-    /// When the data are encrypted, so that their bytes are not the guest's, or there is no such layer.
+    /// When the data are encrypted, with or without a key at hand: their bytes are not the guest's. When there is no such
+    /// layer.
     pub fn data_at_depth(&self, depth: u32) -> Result<&S> {
         match (depth.checked_sub(1), &self.backing) {
             (None, _) => {
-                self.refuse_encrypted()?;
-                if self.geometry().data_file() && self.data_file.is_none() {
-                    return Err(Error::new(ErrorKind::Denied("the external data file was not opened".into()))
-                        .in_structure(Structure::DataFile));
+                if let Some(method) = self.encryption() {
+                    return Err(Error::new(ErrorKind::Encrypted(method.name().into())));
                 }
+                self.refuse_missing_data_file()?;
                 Ok(self.data_storage())
             }
             (Some(below), Some(Layer::Image(image))) => image.data_at_depth(below),
             (Some(0), Some(Layer::Raw { storage, .. })) => Ok(storage),
             (Some(_), _) => Err(Error::invalid("no such layer")),
         }
+    }
+
+    /// Fails when guest data of this layer are in a data file that was left out.
+    pub(super) fn refuse_missing_data_file(&self) -> Result<()> {
+        if self.geometry().data_file() && self.data_file.is_none() {
+            return Err(Error::new(ErrorKind::Denied("the external data file was not opened".into()))
+                .in_structure(Structure::DataFile));
+        }
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::{Content, DetectZeroes, Extent, Image};
+use crate::crypto::SECTOR_BYTES;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{GuestCluster, GuestOffset, HostCluster, HostOffset, HostRef, L2Entry, Subclusters};
 use crate::metadata::{Quarantined, Run, Touch};
@@ -25,7 +26,7 @@ pub struct WritePlan {
 /// One run of host bytes.
 #[derive(Debug)]
 pub(super) struct Piece {
-    guest_offset: u64,
+    pub(super) guest_offset: u64,
     pub(super) length: u64,
     pub(super) host_offset: HostOffset,
     /// What has to be filled in around the data, in the order of the file.
@@ -39,7 +40,7 @@ pub(super) struct Piece {
 /// Old guest bytes that move along (copy on write).
 #[derive(Debug)]
 pub(super) struct Fill {
-    guest_offset: u64,
+    pub(super) guest_offset: u64,
     pub(super) host_offset: HostOffset,
     pub(super) length: u64,
     sources: Vec<Extent>,
@@ -206,6 +207,7 @@ impl<S: Storage> Image<S> {
 
     /// Decides the longest run from `offset` on that goes to one run of host bytes, within one step of the allocation.
     fn prepare_piece(&mut self, offset: u64, length: u64, goal: Option<HostCluster>) -> Result<Piece> {
+        self.refuse_locked()?;
         let geometry = *self.geometry();
         let first = geometry.guest_cluster(GuestOffset::new(offset));
         self.metadata.writable_table(&self.storage, geometry.l1_index(first))?;
@@ -339,10 +341,13 @@ impl<S: Storage> Image<S> {
             if touched {
                 parts.allocated |= bit;
                 parts.zero &= !bit;
-                if moves || !allocated {
-                    self.fill(piece, part_start, write_start.min(part_end), start, host)?;
-                    self.fill(piece, write_end.max(part_start), part_end, start, host)?;
-                }
+                let (from, to) = if moves || !allocated {
+                    (part_start, part_end)
+                } else {
+                    self.whole_sectors(write_start.max(part_start), write_end.min(part_end))
+                };
+                self.fill(piece, from, write_start.min(part_end), start, host)?;
+                self.fill(piece, write_end.max(part_start), to, start, host)?;
             } else if moves && allocated {
                 self.fill(piece, part_start, part_end, start, host)?;
             }
@@ -362,7 +367,7 @@ impl<S: Storage> Image<S> {
             let length = to.saturating_sub(inside);
             sources.push(Extent { guest_offset: inside, length, depth: 0, content: Content::Unallocated });
         }
-        if piece.fresh && sources.iter().all(Extent::is_zero) {
+        if piece.fresh && self.encryption().is_none() && sources.iter().all(Extent::is_zero) {
             return Ok(());
         }
         let host_offset = host.saturating_add(from.saturating_sub(cluster_start));
@@ -377,8 +382,20 @@ impl<S: Storage> Image<S> {
         Ok(())
     }
 
+    /// What has to be written so that `from..to` can be: with encryption, whole sectors.
+    fn whole_sectors(&self, from: u64, to: u64) -> (u64, u64) {
+        if self.encryption().is_none() {
+            return (from, to);
+        }
+        let start = from.saturating_sub(from.checked_rem(SECTOR_BYTES).unwrap_or(0));
+        (start, to.checked_next_multiple_of(SECTOR_BYTES).unwrap_or(to))
+    }
+
     /// Moves the bytes of one piece: data and fills, gathered where they lie side by side.
     fn move_piece(&self, piece: &Piece, data: &[u8]) -> Result<()> {
+        if let Some(cipher) = self.cipher() {
+            return self.move_encrypted(cipher, piece, data);
+        }
         let target = self.data_at_depth(0)?;
         let site = |e| Error::from(e).at_guest(piece.guest_offset);
         let total = piece.fills.iter().fold(piece.length, |sum, fill| sum.saturating_add(fill.length));
@@ -416,7 +433,7 @@ impl<S: Storage> Image<S> {
         target.write_at(gathered_at.get(), &gathered).map_err(site)
     }
 
-    fn read_fill(&self, fill: &Fill) -> Result<Vec<u8>> {
+    pub(super) fn read_fill(&self, fill: &Fill) -> Result<Vec<u8>> {
         let mut bytes = vec![0u8; usize::try_from(fill.length).unwrap_or(0)];
         let mut rest = bytes.as_mut_slice();
         for source in &fill.sources {
@@ -434,8 +451,7 @@ impl<S: Storage> Image<S> {
             return Ok(());
         }
         self.refuse_read_only()?;
-        self.refuse_encrypted()?;
-        self.data_at_depth(0)?;
+        self.refuse_missing_data_file()?;
         self.begin_changing()?;
         self.start_recording()?;
         self.writing = true;
