@@ -267,6 +267,7 @@ impl ImageOptions {
             backing_file: self.text("backing_file"),
             backing_format: self.text("backing_fmt"),
             preallocation,
+            encryption: None,
         };
         qemu_words(&options).map_or(Ok(options), |words| Err(words.to_owned()))
     }
