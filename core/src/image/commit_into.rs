@@ -145,7 +145,7 @@ impl<S: Storage> Image<S> {
             return Err(Error::invalid("there is no such layer to commit into"));
         }
         for depth in 0..=base {
-            self.data_at_depth(depth)?;
+            self.refuse_unreadable(depth)?;
         }
         match self.layer_mut(base)? {
             Layer::Raw { storage, length } => {

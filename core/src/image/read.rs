@@ -143,6 +143,14 @@ impl<S: Storage> Image<S> {
         }
     }
 
+    /// Fails when guest data of the layer `depth` layers down cannot be had: no key, no data file.
+    pub(super) fn refuse_unreadable(&self, depth: u32) -> Result<()> {
+        match self.image_at_depth(depth) {
+            None => self.data_at_depth(depth).map(drop),
+            Some(image) => image.refuse_locked().and_then(|()| image.refuse_missing_data_file()),
+        }
+    }
+
     /// Fails when guest data of this layer are in a data file that was left out.
     pub(super) fn refuse_missing_data_file(&self) -> Result<()> {
         if self.geometry().data_file() && self.data_file.is_none() {

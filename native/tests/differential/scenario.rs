@@ -80,6 +80,7 @@ impl Scenario {
             backing_format: (backing != Backing::None)
                 .then(|| if backing == Backing::Raw { "raw" } else { "qcow2" }.to_owned()),
             preallocation,
+            encryption: None,
         };
         let backing_size = rng.choose(&[size / 2, size, size * 3 / 2]).next_multiple_of(512).max(512);
         let slice = 512u64 << rng.below(13);
