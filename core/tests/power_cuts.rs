@@ -51,6 +51,7 @@ fn scenario(name: &'static str, seed: u64) -> Scenario {
         size: if seed.is_multiple_of(4) { 400_384 } else { 100_352 },
         backing: 0,
         snapshot: false,
+        snapshots: false,
         resize: false,
         steps: 60,
         preallocated: 0,
@@ -76,6 +77,21 @@ fn scenario(name: &'static str, seed: u64) -> Scenario {
         "resize" => Scenario { create: create(3, 512 << (seed % 4), 16, false), resize: true, ..plain },
         "resize-backing" => {
             Scenario { create: over_backing(create(3, 4096, 16, false)), backing: 180_224, resize: true, ..plain }
+        }
+        "snapshots" => {
+            let widths = [16, 2, 8, 64, 4, 32];
+            let refcount_bits = widths[(seed % 6) as usize];
+            Scenario { create: create(3, 512, refcount_bits, false), snapshots: true, size: 100_352, ..plain }
+        }
+        "snapshots-backing" => {
+            let create = if seed.is_multiple_of(2) { create(3, 1024, 16, false) } else { create(2, 1024, 16, false) };
+            Scenario { create: over_backing(create), backing: 70_001, snapshots: true, size: 100_352, ..plain }
+        }
+        "snapshots-subclusters" => {
+            Scenario { create: create(3, 16 << 10, 16, true), snapshots: true, size: 300_032, ..plain }
+        }
+        "snapshots-resize" => {
+            Scenario { create: create(3, 512 << (seed % 4), 16, false), snapshots: true, resize: true, ..plain }
         }
         "resize-snapshot" => {
             Scenario { create: create(3, 512 << (seed % 4), 16, false), snapshot: true, resize: true, ..plain }
@@ -120,6 +136,10 @@ cuts! {
     over_a_backing_file: "backing", 18, 200;
     version_2_over_a_backing_file: "backing-2", 9, 200;
     subclusters: "subclusters", 18, 200;
+    snapshots_come_and_go: "snapshots", 18, 200;
+    snapshots_come_and_go_over_a_backing_file: "snapshots-backing", 9, 200;
+    snapshots_come_and_go_with_subclusters: "snapshots-subclusters", 6, 200;
+    snapshots_of_several_sizes: "snapshots-resize", 9, 200;
     beside_a_snapshot: "snapshot", 18, 200;
     beside_a_snapshot_over_a_backing_file: "snapshot-backing", 9, 200;
     resizing: "resize", 18, 200;

@@ -1,7 +1,8 @@
 //! Random operations on an image whose storage is recorded, with the guest's contents beside it.
 
+use qcowkit_core::ErrorKind;
 use qcowkit_core::format::HeaderArea;
-use qcowkit_core::image::{CreateOptions, Image, Layer, OpenOptions, Preallocation};
+use qcowkit_core::image::{CreateOptions, Image, Layer, NewSnapshot, OpenOptions, Preallocation, SnapshotSelector};
 use qcowkit_core::storage::{MemoryStorage, RecordingStorage, StorageEvent};
 
 use super::Rng;
@@ -19,6 +20,8 @@ pub struct Scenario {
     /// Bytes of a raw backing file, 0 for none.
     pub backing: u64,
     pub snapshot: bool,
+    /// Snapshots are taken, applied and deleted.
+    pub snapshots: bool,
     pub resize: bool,
     pub steps: u64,
     /// Bytes of the virtual disk that are mapped from the beginning.
@@ -46,7 +49,24 @@ pub struct Change {
     pub partial: bool,
 }
 
+/// A snapshot that was there for a while. Its name is its index.
+pub struct Taken {
+    pub content: Vec<u8>,
+    /// Events that had happened when it began to be taken, and when it was there.
+    pub created: (usize, usize),
+    /// The same for its deletion.
+    pub deleted: Option<(usize, usize)>,
+}
+
+/// A snapshot that was applied: the disk is the old or the new until it is done.
+pub struct Applied {
+    pub events: (usize, usize),
+    pub content: Vec<u8>,
+}
+
 pub struct Session {
+    pub taken: Vec<Taken>,
+    pub applied: Vec<Applied>,
     pub base: Vec<u8>,
     pub backing: Option<Vec<u8>>,
     /// What the snapshot shows, at all times.
@@ -66,6 +86,8 @@ struct Recorder<'a> {
     backing: Option<Vec<u8>>,
     flushed: Vec<Flushed>,
     changes: Vec<Change>,
+    taken: Vec<Taken>,
+    applied: Vec<Applied>,
     stamp: u8,
 }
 
@@ -103,11 +125,21 @@ pub fn record(scenario: &Scenario, seed: u64) -> Session {
         super::walk::walk(&base).unwrap();
         assert!(view_of_snapshot(&base).is_some());
     }
-    let mut recorder =
-        Recorder { scenario, image: None, model, rng, backing, flushed: Vec::new(), changes: Vec::new(), stamp: 0 };
+    let mut recorder = Recorder {
+        scenario,
+        image: None,
+        model,
+        rng,
+        backing,
+        flushed: Vec::new(),
+        changes: Vec::new(),
+        taken: Vec::new(),
+        applied: Vec::new(),
+        stamp: 0,
+    };
     let events = recorder.run(&base);
-    let Recorder { backing, flushed, changes, .. } = recorder;
-    Session { base, backing, snapshot, events, flushed, changes }
+    let Recorder { backing, flushed, changes, taken, applied, .. } = recorder;
+    Session { base, backing, snapshot, events, flushed, changes, taken, applied }
 }
 
 /// Some contents, then a snapshot of them.
@@ -127,6 +159,8 @@ fn with_snapshot(
             backing: backing.map(<[u8]>::to_vec),
             flushed: Vec::new(),
             changes: Vec::new(),
+            taken: Vec::new(),
+            applied: Vec::new(),
             stamp: 0,
         };
         recorder.open(RecordingStorage::new(MemoryStorage::from_bytes(&base)));
@@ -179,6 +213,13 @@ impl Recorder<'_> {
     }
 
     fn step(&mut self) {
+        if self.scenario.snapshots && self.rng.one_in(5) {
+            return match self.rng.below(5) {
+                0..=1 => self.take(),
+                2 => self.apply(),
+                _ => self.delete(),
+            };
+        }
         match self.rng.below(32) {
             0..=9 => self.write(),
             10..=12 => self.packed(),
@@ -366,6 +407,49 @@ impl Recorder<'_> {
         let (offset, length) = self.range();
         let mode = [Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full][self.rng.below(3) as usize];
         self.image().preallocate(offset, length, mode).unwrap();
+        self.flushed.push(Flushed { events: self.events(), content: self.model.clone() });
+    }
+
+    fn present(&mut self) -> Option<usize> {
+        let present: Vec<usize> = (0..self.taken.len()).filter(|&n| self.taken[n].deleted.is_none()).collect();
+        let count = present.len() as u64;
+        (count > 0).then(|| present[self.rng.below(count) as usize])
+    }
+
+    fn take(&mut self) {
+        if self.taken.iter().filter(|taken| taken.deleted.is_none()).count() > 3 {
+            return self.delete();
+        }
+        let (events, name) = (self.events(), self.taken.len().to_string());
+        let new = NewSnapshot { name: name.into(), ..NewSnapshot::default() };
+        match self.image().create_snapshot(&new) {
+            Ok(_) => {
+                let created = (events, self.events());
+                self.taken.push(Taken { content: self.model.clone(), created, deleted: None });
+                self.flushed.push(Flushed { events: self.events(), content: self.model.clone() });
+            }
+            Err(error) => assert!(matches!(error.kind(), ErrorKind::Limit(_)), "{error}"),
+        }
+    }
+
+    fn apply(&mut self) {
+        let Some(n) = self.present() else { return };
+        let events = self.events();
+        match self.image().apply_snapshot(&SnapshotSelector::Name(n.to_string().into())) {
+            Ok(()) => {
+                self.model = self.taken[n].content.clone();
+                self.applied.push(Applied { events: (events, self.events()), content: self.model.clone() });
+                self.flushed.push(Flushed { events: self.events(), content: self.model.clone() });
+            }
+            Err(error) => assert!(matches!(error.kind(), ErrorKind::Limit(_)), "{error}"),
+        }
+    }
+
+    fn delete(&mut self) {
+        let Some(n) = self.present() else { return };
+        let events = self.events();
+        self.image().delete_snapshot(&SnapshotSelector::Name(n.to_string().into())).unwrap();
+        self.taken[n].deleted = Some((events, self.events()));
         self.flushed.push(Flushed { events: self.events(), content: self.model.clone() });
     }
 
