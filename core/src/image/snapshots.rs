@@ -228,7 +228,7 @@ impl<S: Storage> Image<S> {
     fn publish_applied(&mut self, new: ActiveTable) -> Result<ActiveTable, Unpublished> {
         let bytes: Vec<u8> = new.l1.iter().copied().flat_map(u64::to_be_bytes).collect();
         let offset = new.offset;
-        let bytes = self.padded(bytes);
+        let bytes = whole_sectors(bytes);
         let written = self.metadata.write_unnamed(&self.storage, offset, &bytes, Structure::L1Table);
         let old = written.and_then(|()| self.metadata.switch_l1(new)).map_err(Unpublished::never_named)?;
         match self.commit() {
@@ -264,17 +264,11 @@ impl<S: Storage> Image<S> {
         run.map_or(0, |run| self.geometry().host_start(run.first).get())
     }
 
-    /// Bytes up to the end of their last cluster, so that nothing old stands behind a table.
-    fn padded(&self, mut bytes: Vec<u8>) -> Vec<u8> {
-        bytes.resize(bytes.len().next_multiple_of(self.geometry().cluster_len()), 0);
-        bytes
-    }
-
     fn write_table(&mut self, run: Option<Run>, bytes: Vec<u8>, what: Structure) -> Result<()> {
         if run.is_none() {
             return Ok(());
         }
-        let (offset, bytes) = (HostOffset::new(self.offset_of(run)), self.padded(bytes));
+        let (offset, bytes) = (HostOffset::new(self.offset_of(run)), whole_sectors(bytes));
         self.metadata.write_unnamed(&self.storage, offset, &bytes, what)
     }
 
@@ -355,6 +349,13 @@ fn refuse_misplaced(snapshot: &Snapshot, geometry: &Geometry) -> Result<()> {
     }
     let what = alloc::format!("the L1 table of the snapshot '{}' is at an impossible place", snapshot.name);
     Err(Error::corrupt(Structure::SnapshotTable, what).at_host(offset))
+}
+
+/// With zeros up to the end of the last sector. The rest of the last cluster is not touched: in a new one it takes no
+/// space on the host.
+fn whole_sectors(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    bytes
 }
 
 /// Bytes of an L1 table.

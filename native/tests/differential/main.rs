@@ -9,7 +9,7 @@ mod common;
 mod operations;
 mod scenario;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::{
@@ -17,7 +17,7 @@ use common::{
     qemu_is_here, qemu_map, qemu_read, read_all, succeed,
 };
 use operations::{Disk, Operation, Patterns};
-use qcowkit_core::image::OpenOptions;
+use qcowkit_core::image::{NewSnapshot, OpenOptions, SnapshotSelector};
 use scenario::{Backing, Scenario};
 
 const BATCHES: u64 = 4;
@@ -79,6 +79,7 @@ impl Trial {
             self.compare(&format!("batch {batch}"));
             if self.scenario.snapshots {
                 self.snapshot();
+                self.compare(&format!("batch {batch}, snapshots"));
             }
         }
     }
@@ -138,6 +139,9 @@ impl Trial {
                 // QEMU punches what snapshots share (discard.md, hazard 1); what is ours alone must be whole.
                 if who == "ours" || !self.scenario.no_unref {
                     assert_same(&qemu_read(&subject.path, Some(name)), model, &format!("{what}, snapshot {name}"));
+                    let options = OpenOptions::default().of_snapshot(SnapshotSelector::Name(name.as_str().into()));
+                    let view = read_all(&mut open(&subject.path, options.read_only()));
+                    assert_same(&view, model, &format!("{what}, snapshot {name}, read by us"));
                 }
             }
         }
@@ -170,21 +174,71 @@ impl Trial {
         }
     }
 
-    /// Makes a snapshot of all three, or deletes one.
+    /// Takes a snapshot of all three, applies one or deletes one; of the third, QEMU or we, by chance.
     fn snapshot(&mut self) {
-        let delete = self.snapshots_made > 1 && self.rng.one_in(2);
-        let full = self.scenario.create.refcount_bits == 2 && self.qemu.snapshots.len() >= 2;
-        for subject in [&mut self.qemu, &mut self.ours, &mut self.turn] {
-            let name = format!("s{}", self.snapshots_made);
-            let (verb, name) = if (delete || full) && !subject.snapshots.is_empty() {
-                ("-d", subject.snapshots.remove(0).0)
-            } else {
-                subject.snapshots.push((name.clone(), subject.model.clone()));
-                ("-c", name)
-            };
-            succeed("qemu-img", &["snapshot".as_ref(), verb.as_ref(), name.as_ref(), subject.path.as_os_str()]);
-        }
+        let there = self.qemu.snapshots.len() as u64;
+        // Refcounts of two bits have room for two snapshots beside the disk, and for one while it is applied.
+        let narrow = self.scenario.create.refcount_bits == 2;
+        let which = self.rng.below(there) as usize;
+        let change = match self.rng.below(4) {
+            0 if there > 0 => Change::Delete,
+            _ if narrow && there >= 2 => Change::Delete,
+            // QEMU may have lost what its snapshots shared (discard.md, hazard 1), and so would the disk.
+            1 if there > 0 && !self.scenario.no_unref => Change::Apply,
+            _ => Change::Take,
+        };
+        let name = match change {
+            Change::Take => format!("s{}", self.snapshots_made),
+            Change::Apply | Change::Delete => self.qemu.snapshots[which].0.clone(),
+        };
         self.snapshots_made += 1;
+        let by_us = self.rng.one_in(2);
+        let options = [false, true, by_us].map(|us| us.then(|| self.scenario.our_options(true)));
+        for (subject, options) in [&mut self.qemu, &mut self.ours, &mut self.turn].into_iter().zip(options) {
+            match options {
+                Some(options) => change.by_us(&subject.path, &name, options),
+                None => change.by_qemu(&subject.path, &name),
+            }
+            match change {
+                Change::Take => subject.snapshots.push((name.clone(), subject.model.clone())),
+                Change::Apply => subject.model.clone_from(&subject.snapshots[which].1),
+                Change::Delete => drop(subject.snapshots.remove(which)),
+            }
+        }
+    }
+}
+
+/// What can be done with snapshots.
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    Take,
+    Apply,
+    Delete,
+}
+
+impl Change {
+    fn by_qemu(self, path: &Path, name: &str) {
+        let verb = match self {
+            Self::Take => "-c",
+            Self::Apply => "-a",
+            Self::Delete => "-d",
+        };
+        succeed("qemu-img", &["snapshot".as_ref(), verb.as_ref(), name.as_ref(), path.as_os_str()]);
+    }
+
+    fn by_us(self, path: &Path, name: &str, options: OpenOptions) {
+        let mut image = open(path, options);
+        let selector = SnapshotSelector::Name(name.into());
+        match self {
+            Self::Take => {
+                let new = NewSnapshot { name: name.into(), date_seconds: 1, ..NewSnapshot::default() };
+                image.create_snapshot(&new).map(drop)
+            }
+            Self::Apply => image.apply_snapshot(&selector),
+            Self::Delete => image.delete_snapshot(&selector),
+        }
+        .unwrap_or_else(|error| panic!("{self:?} {name}: {error}"));
+        image.close().unwrap();
     }
 }
 
