@@ -85,6 +85,7 @@ fn base(create: &CreateOptions, backing: bool, snapshot: bool, seed: u64) -> Bas
         open: open(),
         size: SIZE,
         snapshot,
+        snapshots: false,
         resize: false,
         steps: 0,
         preallocated: 0,
@@ -180,6 +181,8 @@ fn a_power_cut_leaves_the_disk_as_it_was() {
                 events,
                 flushed: vec![Flushed { events: 0, content: base.content.clone() }],
                 changes: Vec::new(),
+                taken: Vec::new(),
+                applied: Vec::new(),
             };
             match check_cuts(&base.scenario, &session, seed, 200) {
                 Ok(checked) => states += checked,
