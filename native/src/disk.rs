@@ -393,6 +393,17 @@ impl Disk {
         }
     }
 
+    /// Makes everything durable, and stores dirty bitmaps: what to do before the disk is let go.
+    ///
+    /// # Errors
+    /// As [`Image::finish`].
+    pub fn finish(&mut self) -> Result<()> {
+        match self {
+            Self::Qcow2(image) => image.finish(),
+            Self::Raw(raw) => raw.flush(),
+        }
+    }
+
     /// Sets the virtual size, and reserves what is new.
     ///
     /// # Errors

@@ -155,7 +155,7 @@ impl<S: Storage> Image<S> {
         if new < old {
             self.downgrade(&mut |done, total| stage(finished, done, total))?;
         }
-        self.flush()?;
+        self.finish()?;
         stage(stages.saturating_sub(1), 1, 1);
         Ok(())
     }

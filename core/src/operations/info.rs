@@ -4,7 +4,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use super::tables::read_bitmaps;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::format::{BitmapEntry, BitmapFlags, HeaderArea, LuksHeader, LuksSlot, Snapshot};
 use crate::metadata::read_snapshots;
 use crate::storage::ReadStorage;
@@ -84,6 +84,10 @@ pub struct Qcow2Info {
     /// The persistent bitmaps, if they are consistent.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Vec::is_empty"))]
     pub bitmaps: Vec<BitmapInfo>,
+    /// Why the persistent bitmaps cannot be read, though the image says that they are consistent. (QEMU does not open
+    /// such an image.)
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub bitmaps_problem: Option<String>,
 }
 
 /// How guest data are encrypted.
@@ -187,9 +191,13 @@ impl ImageInfo {
     /// Reads what is not in the header already: the snapshot table and the bitmap directory.
     ///
     /// # Errors
-    /// When one of the two cannot be read.
+    /// When the snapshot table cannot be read, or the storage fails. A broken bitmap directory is told, not refused.
     pub fn read(area: &HeaderArea, storage: &(impl ReadStorage + ?Sized)) -> Result<Self> {
         let header = &area.header;
+        let bitmaps = match read_bitmaps(area, storage) {
+            Err(error) if matches!(error.kind(), ErrorKind::Storage(_)) => return Err(error),
+            told => told,
+        };
         Ok(Self {
             format: "qcow2",
             virtual_size: header.virtual_size,
@@ -201,14 +209,14 @@ impl ImageInfo {
             snapshots: read_snapshots(header, storage)?.iter().map(SnapshotInfo::new).collect(),
             format_specific: FormatSpecific {
                 kind: "qcow2",
-                data: Qcow2Info::new(area, &read_bitmaps(area, storage)?, read_luks(area, storage)),
+                data: Qcow2Info::new(area, bitmaps, read_luks(area, storage)),
             },
         })
     }
 }
 
 impl Qcow2Info {
-    fn new(area: &HeaderArea, bitmaps: &[BitmapEntry], luks: Option<LuksInfo>) -> Self {
+    fn new(area: &HeaderArea, bitmaps: Result<Vec<BitmapEntry>>, luks: Option<LuksInfo>) -> Self {
         let header = &area.header;
         let since_3 = |value: bool| (header.version >= 3).then_some(value);
         Self {
@@ -229,7 +237,8 @@ impl Qcow2Info {
                 1 => Some(EncryptInfo { format: "aes", luks: None }),
                 _ => Some(EncryptInfo { format: "luks", luks }),
             },
-            bitmaps: bitmaps.iter().map(BitmapInfo::new).collect(),
+            bitmaps_problem: bitmaps.as_ref().err().map(ToString::to_string),
+            bitmaps: bitmaps.unwrap_or_default().iter().map(BitmapInfo::new).collect(),
         }
     }
 }

@@ -127,6 +127,7 @@ fn dispatch(verb: &Verb, session: &mut Session<'_>) -> Outcome {
         Verb::Resize(args) => verbs::resize::run(args, session),
         Verb::Commit(args) => verbs::commit::run(args, session),
         Verb::Dd(args) => verbs::dd::run(args, session),
+        Verb::Bitmap(args) => verbs::bitmap::run(args, session),
         Verb::Io(args) => verbs::io::run(args, session),
         Verb::Map(args) => verbs::map::run(args, session),
         Verb::Analyze(args) => verbs::analyze::run(args, session),

@@ -181,7 +181,7 @@ pub fn convert(
     let mut report = sink.report();
     report.total_bytes = total;
     // Also after a failure, so that what was linked and what was released agree on storage.
-    let flushed = target.flush().map_err(ConvertError::Flush);
+    let flushed = target.finish().map_err(ConvertError::Flush);
     copied.and(flushed).map(|()| report)
 }
 

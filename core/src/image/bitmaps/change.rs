@@ -46,7 +46,7 @@ impl<S: Storage> Image<S> {
         let bits = u8::try_from(granularity.trailing_zeros()).unwrap_or(u8::MAX);
         let range = MIN_BITMAP_GRANULARITY_BITS..=MAX_BITMAP_GRANULARITY_BITS;
         if !granularity.is_power_of_two() || !range.contains(&bits) {
-            return Err(Error::invalid("Granularity must be power of 2 and at least 512, at most 2 GiB"));
+            return Err(Error::invalid("Granularity must be power of 2 and at least 512"));
         }
         if name.is_empty() || name.len() > MAX_BITMAP_NAME {
             return Err(Error::invalid(if name.is_empty() {

@@ -13,7 +13,7 @@ use crate::format::{
 };
 use crate::image::Image;
 use crate::metadata::{Quarantined, Run, Touch};
-use crate::storage::Storage;
+use crate::storage::{Storage, ZeroMode};
 
 /// A directory that is going to take the place of the one on storage.
 pub(super) struct Change {
@@ -201,9 +201,23 @@ impl<S: Storage> Image<S> {
         let run = self.metadata.allocate_exact(&self.storage, clusters)?;
         change.allocated.push(run);
         let offset = geometry.host_start(run.first).get();
-        let mut whole = bytes;
-        whole.resize(usize::try_from(clusters).unwrap_or(0).saturating_mul(geometry.cluster_len()), 0);
-        self.storage.write_at(offset, &whole).map_err(|error| Error::from(error).in_structure(structure))?;
+        // Most tables are short, most bits are clear: what is zero takes no space.
+        let used = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last.saturating_add(1));
+        let head = bytes.get(..used).unwrap_or(&bytes);
+        let length = clusters.saturating_mul(geometry.cluster_size());
+        let written = u64::try_from(head.len()).unwrap_or(u64::MAX).next_multiple_of(512).min(length);
+        let mut sectors = head.to_vec();
+        sectors.resize(usize::try_from(written).unwrap_or(head.len()), 0);
+        self.storage
+            .write_at(offset, &sectors)
+            .and_then(|()| {
+                self.storage.write_zeroes(
+                    offset.saturating_add(written),
+                    length.saturating_sub(written),
+                    ZeroMode::MayUnmap,
+                )
+            })
+            .map_err(|error| Error::from(error).in_structure(structure))?;
         self.metadata.note_write();
         Ok(offset)
     }

@@ -2,6 +2,7 @@
 
 mod amend;
 mod audit;
+mod bitmap;
 mod convert;
 mod create;
 mod discard;
@@ -17,6 +18,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use amend::AmendArgs;
 pub(crate) use audit::AuditArgs;
+pub(crate) use bitmap::{BitmapAction, BitmapArgs};
 pub(crate) use convert::ConvertArgs;
 pub(crate) use create::CreateArgs;
 pub(crate) use discard::DiscardArgs;
@@ -76,6 +78,9 @@ pub(crate) enum Verb {
     /// Copy a part of a disk into a new image, by blocks
     #[command(infer_long_args = true)]
     Dd(DdArgs),
+    /// Add, remove, change and list the dirty bitmaps that record which parts of the disk were written
+    #[command(infer_long_args = true)]
+    Bitmap(BitmapArgs),
     /// Read, write and discard by commands, in qemu-io's language
     #[command(infer_long_args = true)]
     Io(IoArgs),
@@ -129,6 +134,7 @@ impl Verb {
             Self::Resize(_) => "resize",
             Self::Commit(_) => "commit",
             Self::Dd(_) => "dd",
+            Self::Bitmap(_) => "bitmap",
             Self::Io(_) => "io",
             Self::Discard(_) => "discard",
             Self::Analyze(_) => "analyze",

@@ -83,7 +83,9 @@ pub(crate) fn run(args: &AmendArgs, session: &mut Session<'_>) -> Outcome {
         }
     });
     progress.finish(done.is_ok());
-    done.map_err(|error| failed(words(&error)))?;
+    // Also after a failure, so that dirty bitmaps are not left marked as in use.
+    let finished = image.finish();
+    done.and(finished).map_err(|error| failed(words(&error)))?;
     Ok(0)
 }
 

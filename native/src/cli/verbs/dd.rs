@@ -32,7 +32,7 @@ pub(crate) fn run(args: &DdArgs, session: &mut Session<'_>) -> Outcome {
     let range = range.unwrap_or(0..0);
     let mut output = create(&operands.output, format, range.end - range.start, session)?;
     let failed = |error| Failure::in_file(operands.output.display(), &error);
-    copy(&mut input, range, &mut output).and_then(|()| output.flush()).map_err(failed)?;
+    copy(&mut input, range, &mut output).and_then(|()| output.finish()).map_err(failed)?;
     Ok(0)
 }
 

@@ -246,6 +246,6 @@ impl Runner<'_> {
     fn close(&mut self) -> Result<(), Failure> {
         let Some(mut disk) = self.disk.take() else { return Ok(()) };
         let path = disk.path().display().to_string();
-        disk.flush().map_err(|error| Failure::in_file(path, &error))
+        disk.finish().map_err(|error| Failure::in_file(path, &error))
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod amend;
 pub(crate) mod analyze;
 pub(crate) mod audit;
+pub(crate) mod bitmap;
 pub(crate) mod check;
 pub(crate) mod commit;
 pub(crate) mod compare;

@@ -27,7 +27,7 @@ pub(crate) fn run(args: &ResizeArgs, session: &mut Session<'_>) -> Outcome {
     if size < old && !args.shrink {
         return Err(refuse_shrinking(session.personality));
     }
-    disk.resize(size, mode).and_then(|()| disk.flush()).map_err(|error| match error.kind() {
+    disk.resize(size, mode).and_then(|()| disk.finish()).map_err(|error| match error.kind() {
         ErrorKind::InvalidArgument(text) if !session.personality.is_own() => Failure::new(capitalized(text)),
         _ => Failure::in_file(file.display(), &error),
     })?;

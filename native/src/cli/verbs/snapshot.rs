@@ -57,7 +57,7 @@ pub(crate) fn run(args: &SnapshotArgs, session: &mut Session<'_>) -> Outcome {
         }
         Action::Delete(name) => delete(image, name, session.personality, &failed)?,
     }
-    disk.flush().map_err(|error| Failure::in_file(source.path.display(), &error))?;
+    disk.finish().map_err(|error| Failure::in_file(source.path.display(), &error))?;
     Ok(0)
 }
 
