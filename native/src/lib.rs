@@ -12,6 +12,7 @@
 //! | [`blocks`] | copying a part of a disk |
 //! | [`mod@commit`] | putting what an image holds into a layer below |
 //! | [`mod@compare`] | whether two disks hold the same |
+//! | [`bitmaps`] | copying dirty bitmaps into another image |
 //! | [`trim`] | discarding ranges, and telling what became of them |
 //! | [`zeros`] | finding zeros in buffers |
 //! | [`lock`] | image locks, shared with QEMU |
@@ -26,6 +27,7 @@
 //! proof: `lock/ofd.rs` (`fcntl`) and `extents/fiemap.rs` (`ioctl`).
 
 pub mod analyze;
+pub mod bitmaps;
 pub mod blocks;
 #[cfg(feature = "cli")]
 pub mod cli;

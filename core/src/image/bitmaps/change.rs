@@ -119,7 +119,7 @@ impl<S: Storage> Image<S> {
         let size = self.virtual_size();
         if other.size() != size {
             return Err(Error::invalid(format!(
-                "Bitmaps are of different sizes (destination size is {size} and source size is {}) and can't be merged",
+                "Bitmaps are of different sizes (destination size is {size}, source size is {}) and can't be merged",
                 other.size()
             )));
         }
@@ -133,7 +133,7 @@ impl<S: Storage> Image<S> {
     pub fn enable_bitmap(&mut self, name: &str, enable: bool) -> Result<()> {
         self.change_bitmaps(|image, change| {
             let index = find(&change.entries, name)?;
-            image.load_usable(change, index)?;
+            image.load_usable(&change.entries, index)?;
             if let Some(entry) = change.entries.get_mut(index) {
                 entry.flags =
                     if enable { entry.flags.with(BitmapFlags::AUTO) } else { entry.flags.without(BitmapFlags::AUTO) };
@@ -241,16 +241,17 @@ impl<S: Storage> Image<S> {
     fn change_bits(&mut self, name: &str, edit: impl FnOnce(&mut DirtyBits)) -> Result<()> {
         self.change_bitmaps(|image, change| {
             let index = find(&change.entries, name)?;
-            let mut bits = image.load_usable(change, index)?;
+            let mut bits = image.load_usable(&change.entries, index)?;
             let before = bits.clone();
             edit(&mut bits);
             if bits == before { Ok(()) } else { image.replace_bits(change, index, &bits) }
         })
     }
 
-    fn load_usable(&self, change: &Change, index: usize) -> Result<DirtyBits> {
-        let entry = change.entries.get(index);
-        self.load_bits(&change.entries, index).map_err(|error| match entry {
+    /// The bits of a bitmap that is going to be used by its name.
+    pub(super) fn load_usable(&self, entries: &[BitmapEntry], index: usize) -> Result<DirtyBits> {
+        let entry = entries.get(index);
+        self.load_bits(entries, index).map_err(|error| match entry {
             Some(entry) if entry.flags.in_use() => Error::corrupt(
                 Structure::BitmapDirectory,
                 format!("Bitmap '{}' is inconsistent and cannot be used", entry.name),

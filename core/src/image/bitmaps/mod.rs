@@ -106,7 +106,10 @@ impl<S: Storage> Image<S> {
     pub fn bitmap_bits(&self, name: &str) -> Result<DirtyBits> {
         let entries = self.bitmap_entries()?;
         let index = find(&entries, name)?;
-        self.bits_of(&entries, index)
+        match self.recorder.tracked.iter().find(|tracked| tracked.index == index) {
+            Some(tracked) => Ok(tracked.bits.clone()),
+            None => self.load_usable(&entries, index),
+        }
     }
 
     /// From now on the guest's data change: bitmaps that record are marked as in use, durably, and read.

@@ -64,11 +64,11 @@ pub(crate) struct ConvertArgs {
     /// Not supported yet: go on after read errors
     #[arg(long)]
     pub(crate) salvage: bool,
-    /// Not supported yet: copy the bitmaps too
+    /// Copy the dirty bitmaps too
     #[arg(long)]
     pub(crate) bitmaps: bool,
-    /// Not supported yet
-    #[arg(long, hide = true)]
+    /// With --bitmaps: leave out those that cannot be used
+    #[arg(long)]
     pub(crate) skip_broken_bitmaps: bool,
     /// Not supported yet
     #[arg(long, hide = true)]

@@ -72,9 +72,7 @@ fn change(args: &BitmapArgs, session: &mut Session<'_>) -> Outcome {
             BitmapAction::Clear => image.clear_bitmap(name),
             BitmapAction::Enable => image.enable_bitmap(name, true),
             BitmapAction::Disable => image.enable_bitmap(name, false),
-            BitmapAction::Merge(other) => {
-                from(image, other).and_then(|bits| image.merge_into_bitmap(name, &bits))
-            }
+            BitmapAction::Merge(other) => from(image, other).and_then(|bits| image.merge_into_bitmap(name, &bits)),
         };
         done.map_err(|error| failed(&error))?;
     }
@@ -89,8 +87,7 @@ struct Plan {
 impl Plan {
     fn new(args: &BitmapArgs) -> Result<Self, Failure> {
         let given = |wanted: fn(&BitmapAction) -> bool| args.actions.0.iter().any(wanted);
-        let (add, merge) =
-            (given(|a| matches!(a, BitmapAction::Add)), given(|a| matches!(a, BitmapAction::Merge(_))));
+        let (add, merge) = (given(|a| matches!(a, BitmapAction::Add)), given(|a| matches!(a, BitmapAction::Merge(_))));
         let wrong = [
             (args.granularity.is_some() && !add, "granularity only supported with --add"),
             (args.source_file.is_some() && !merge, "Merge bitmap source file only supported with --merge"),
@@ -104,8 +101,7 @@ impl Plan {
         if let Some((_, words)) = wrong.iter().find(|(wrong, _)| *wrong) {
             return Err(Failure::new(*words));
         }
-        let granularity =
-            args.granularity.as_deref().map(|text| size_argument(text, "granularity")).transpose()?;
+        let granularity = args.granularity.as_deref().map(|text| size_argument(text, "granularity")).transpose()?;
         Ok(Self { granularity })
     }
 }
@@ -213,8 +209,7 @@ fn remove_broken(args: &BitmapArgs, session: &mut Session<'_>) -> Outcome {
     let Some(image) = disk.image_mut() else {
         return Err(Failure::new(format!("{}: raw images have no bitmaps", source.path.display())));
     };
-    let removed =
-        if args.dry_run { image.broken_bitmaps(args.in_use) } else { image.drop_broken_bitmaps(args.in_use) };
+    let removed = if args.dry_run { image.broken_bitmaps(args.in_use) } else { image.drop_broken_bitmaps(args.in_use) };
     let removed = removed.map_err(failed)?;
     disk.finish().map_err(failed)?;
     let would = args.dry_run && !removed.is_empty();

@@ -9,6 +9,7 @@ use qcowkit_core::format::Name;
 use qcowkit_core::image::{LayerFormat, OpenOptions};
 use qcowkit_core::storage::ReadStorage;
 
+use super::convert_bitmaps;
 use crate::cli::args::ConvertArgs;
 use crate::cli::create_options::{ImageOptions, help};
 use crate::cli::failure::{Failure, Outcome, qemu_lines};
@@ -34,6 +35,7 @@ pub(crate) fn run(args: &ConvertArgs, session: &mut Session<'_>) -> Outcome {
     for source in &plan.sources {
         sources.push(source.open(session.personality)?);
     }
+    let bitmaps = convert_bitmaps::find(args, &sources, session.personality.name())?;
     let total = total_size(&sources).map_err(|error| Failure::new(error.to_string()))?;
     let backing = plan.check_backing(target, session)?;
     let mut disk = if args.no_create {
@@ -41,6 +43,7 @@ pub(crate) fn run(args: &ConvertArgs, session: &mut Session<'_>) -> Outcome {
     } else {
         plan.create(target, total, session)?
     };
+    convert_bitmaps::check_target(args, &disk)?;
     let options = ConvertOptions {
         compress: args.compress,
         sparse_size: plan.sparse,
@@ -60,6 +63,7 @@ pub(crate) fn run(args: &ConvertArgs, session: &mut Session<'_>) -> Outcome {
         ConvertError::TargetTooSmall { .. } => Failure::new(error.to_string()),
         _ => Failure::new(format!("{}: {error}", target.display())),
     })?;
+    convert_bitmaps::copy(&sources, &mut disk, target, &bitmaps)?;
     Ok(0)
 }
 
@@ -101,6 +105,7 @@ impl Plan {
             [sources @ .., target] if !sources.is_empty() => (sources.to_vec(), Some(target)),
             _ => return Err(Failure::new("Must specify image file name")),
         };
+        convert_bitmaps::check_arguments(args, sources.len())?;
         if args.source_snapshot.is_some() && sources.len() > 1 {
             return Err(Failure::new("No support for concatenating multiple snapshot"));
         }
@@ -199,8 +204,6 @@ fn refuse_unsupported(args: &ConvertArgs) -> Result<(), Failure> {
         (args.rate.is_some(), "-r (a limit of the rate)"),
         (args.copy_range_offloading, "-C (copy offloading)"),
         (args.salvage, "--salvage"),
-        (args.bitmaps, "--bitmaps"),
-        (args.skip_broken_bitmaps, "--skip-broken-bitmaps"),
         (args.target_image_opts, "--target-image-opts"),
         (args.source_image_opts, "--source-image-opts"),
     ])?;

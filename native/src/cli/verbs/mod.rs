@@ -8,6 +8,7 @@ pub(crate) mod check;
 pub(crate) mod commit;
 pub(crate) mod compare;
 pub(crate) mod convert;
+mod convert_bitmaps;
 pub(crate) mod create;
 pub(crate) mod dd;
 pub(crate) mod discard;
