@@ -214,6 +214,15 @@ impl Disk {
         Ok(Self::Raw(RawDisk::new(storage, &OpenOptions::default())?))
     }
 
+    /// The same as a layer of another image's chain.
+    #[must_use]
+    pub fn into_layer(self) -> Layer<FileStorage> {
+        match self {
+            Self::Qcow2(image) => Layer::Image(image),
+            Self::Raw(RawDisk { storage, length, .. }) => Layer::Raw { storage, length },
+        }
+    }
+
     /// The format.
     #[must_use]
     pub fn format(&self) -> LayerFormat {

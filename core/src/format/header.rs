@@ -331,6 +331,15 @@ impl HeaderArea {
         })
     }
 
+    /// Puts another backing file in place of the one that is named, with its format.
+    pub fn set_backing(&mut self, name: Option<Name>, format: Option<Name>) {
+        self.extensions.retain(|extension| !matches!(extension, Extension::BackingFormat(_)));
+        if let Some(format) = format {
+            self.extensions.insert(0, Extension::BackingFormat(format));
+        }
+        self.backing_file = name;
+    }
+
     /// The name of the external data file, if the image says it.
     #[must_use]
     pub fn data_file(&self) -> Option<&Name> {

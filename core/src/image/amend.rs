@@ -173,11 +173,7 @@ impl<S: Storage> Image<S> {
             }
         }
         if let Some((name, format)) = &options.backing {
-            area.extensions.retain(|extension| !matches!(extension, Extension::BackingFormat(_)));
-            if let Some(format) = format {
-                area.extensions.insert(0, Extension::BackingFormat(Name::from(format.as_str())));
-            }
-            area.backing_file = (!name.is_empty()).then(|| Name::from(name.as_str()));
+            area.set_backing((!name.is_empty()).then(|| Name::from(name.as_str())), format.as_deref().map(Name::from));
         }
         if &area == self.header() { Ok(()) } else { self.metadata.replace_header(&self.storage, &area) }
     }

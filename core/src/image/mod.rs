@@ -18,6 +18,7 @@ mod open;
 mod options;
 mod preallocate;
 mod read;
+mod rebase;
 mod resize;
 mod snapshots;
 mod write;
@@ -44,6 +45,7 @@ pub use map::{Content, Extent};
 pub use mover::Mover;
 pub use open::{AllowNone, Found, LayerFormat, Opener, Reference, Role, read_header};
 pub use options::{DetectZeroes, OpenOptions};
+pub use rebase::{NewBacking, RebaseReport};
 pub use snapshots::{NewSnapshot, SnapshotSelector};
 pub use write::WritePlan;
 

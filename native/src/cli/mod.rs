@@ -126,6 +126,7 @@ fn dispatch(verb: &Verb, session: &mut Session<'_>) -> Outcome {
         Verb::Convert(args) => verbs::convert::run(args, session),
         Verb::Resize(args) => verbs::resize::run(args, session),
         Verb::Commit(args) => verbs::commit::run(args, session),
+        Verb::Rebase(args) => verbs::rebase::run(args, session),
         Verb::Dd(args) => verbs::dd::run(args, session),
         Verb::Bitmap(args) => verbs::bitmap::run(args, session),
         Verb::Io(args) => verbs::io::run(args, session),

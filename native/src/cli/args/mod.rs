@@ -25,7 +25,7 @@ pub(crate) use discard::DiscardArgs;
 pub(crate) use io::IoArgs;
 pub(crate) use lab::{ChurnArgs, ReplayArgs, TraceOutput};
 pub(crate) use look::{AnalyzeArgs, CheckArgs, CompareArgs, InfoArgs, InspectArgs, MapArgs};
-pub(crate) use reshape::{CommitArgs, DdArgs, ResizeArgs};
+pub(crate) use reshape::{CommitArgs, DdArgs, RebaseArgs, ResizeArgs};
 pub(crate) use snapshot::SnapshotArgs;
 
 /// Opens, shapes and heals qcow2 disk images.
@@ -75,6 +75,9 @@ pub(crate) enum Verb {
     /// Put what an image holds into its backing file, and empty it
     #[command(infer_long_args = true)]
     Commit(CommitArgs),
+    /// Put an image on another backing file, or on none
+    #[command(infer_long_args = true)]
+    Rebase(RebaseArgs),
     /// Copy a part of a disk into a new image, by blocks
     #[command(infer_long_args = true)]
     Dd(DdArgs),
@@ -133,6 +136,7 @@ impl Verb {
             Self::Compare(_) => "compare",
             Self::Resize(_) => "resize",
             Self::Commit(_) => "commit",
+            Self::Rebase(_) => "rebase",
             Self::Dd(_) => "dd",
             Self::Bitmap(_) => "bitmap",
             Self::Io(_) => "io",

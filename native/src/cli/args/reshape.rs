@@ -85,6 +85,46 @@ pub(crate) struct CommitArgs {
     pub(crate) files: Vec<OsString>,
 }
 
+/// `rebase`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RebaseArgs {
+    /// Print nothing
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Show progress
+    #[arg(short, long)]
+    pub(crate) progress: bool,
+    /// Format of the image, instead of looking
+    #[arg(short, long, value_name = "FORMAT", allow_hyphen_values = true)]
+    pub(crate) format: Option<String>,
+    /// Cache mode: writeback (the default) makes all durable in order, unsafe leaves that to the system
+    #[arg(short = 't', long, value_name = "MODE", allow_hyphen_values = true)]
+    pub(crate) cache: Option<String>,
+    /// The new backing file, by the name that the image is to have for it; '' for none
+    #[arg(short, long, value_name = "FILE", allow_hyphen_values = true)]
+    pub(crate) backing: Option<String>,
+    /// Format of the new backing file
+    #[arg(short = 'F', short_alias = 'B', long, value_name = "FORMAT", allow_hyphen_values = true)]
+    pub(crate) backing_format: Option<String>,
+    /// Cache mode of the backing files; only writeback, the default, is supported
+    #[arg(short = 'T', long, value_name = "MODE", allow_hyphen_values = true)]
+    pub(crate) backing_cache: Option<String>,
+    /// Only change the name in the image: for backing files that moved. No file is opened or compared
+    #[arg(short = 'u', long)]
+    pub(crate) backing_unsafe: bool,
+    /// Compress what is copied into the image
+    #[arg(short, long)]
+    pub(crate) compress: bool,
+    /// Take no locks on the backing files
+    #[arg(short = 'U', long)]
+    pub(crate) force_share: bool,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    /// The image
+    #[arg(value_name = "FILE", num_args = 0..)]
+    pub(crate) files: Vec<OsString>,
+}
+
 /// `dd`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DdArgs {

@@ -17,6 +17,7 @@ pub(crate) mod inspect;
 pub(crate) mod io;
 pub(crate) mod lab;
 pub(crate) mod map;
+pub(crate) mod rebase;
 pub(crate) mod resize;
 pub(crate) mod snapshot;
 
