@@ -115,6 +115,10 @@ impl RawDisk {
         Ok(Extent { guest_offset: offset, length, depth: 0, content })
     }
 
+    pub(crate) fn storage(&self) -> &FileStorage {
+        &self.storage
+    }
+
     pub(crate) fn virtual_size(&self) -> u64 {
         self.length
     }

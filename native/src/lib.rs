@@ -6,6 +6,7 @@
 //! | [`open`] | opening images by name, with the files they name as far as they may be opened |
 //! | [`create`] | making new images by name |
 //! | [`disk`] | a guest disk of either format |
+//! | `mount` | a guest disk as a file of this machine, with the feature `fuse`, on Linux |
 //! | [`shared`] | an open image for many threads |
 //! | [`status`] | what each part of a disk is, as QEMU tells it |
 //! | [`mod@convert`] | copying a disk into another image |
@@ -42,6 +43,8 @@ pub mod extents;
 pub mod file;
 pub mod info;
 pub mod lock;
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+pub mod mount;
 pub mod open;
 pub mod shared;
 pub mod status;

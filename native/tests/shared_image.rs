@@ -3,14 +3,16 @@
 
 mod common;
 
+mod pausing;
+
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use common::{Folder, Rng, assert_same, check_clean, open, qemu_create, qemu_is_here, qemu_read, read_all, run};
-use qcowkit::file::FileStorage;
+use common::{Folder, Rng, assert_same, check_clean, open, qemu_create, qemu_is_here, qemu_read, read_all};
+use pausing::{Pausing, open_slow};
 use qcowkit::shared::SharedImage;
-use qcowkit_core::image::{DetectZeroes, OpenOptions};
+use qcowkit_core::image::{Content, DetectZeroes, OpenOptions};
 use qcowkit_core::metadata::{AllocationPolicy, DiscardPolicy, MetadataOptions, Unref};
 
 const SECTOR: u64 = 512;
@@ -84,9 +86,15 @@ fn make(folder: &Folder, case: &Case) -> std::path::PathBuf {
     path
 }
 
+/// Shares an image on a storage that takes its time now and then.
+fn share(path: &Path, options: &OpenOptions) -> SharedImage<Pausing> {
+    SharedImage::new(open_slow(path, options.clone()))
+}
+
 /// Stamps of writer 0 in places, plain and compressed.
 fn fill(path: &Path, seed: u64) {
     let mut image = open(path, OpenOptions::default());
+    image.storage().set_barriers(false);
     let mut rng = Rng::new(seed);
     let cluster = image.geometry().cluster_size();
     for start in (0..image.virtual_size() / cluster).map(|n| n * cluster) {
@@ -103,7 +111,7 @@ fn fill(path: &Path, seed: u64) {
 
 /// What a sector may hold: the last write of its owner, or what is under way.
 fn owned_sectors(
-    image: &SharedImage<FileStorage>,
+    image: &SharedImage<Pausing>,
     owner: u64,
     rounds: u64,
     seed: u64,
@@ -173,12 +181,12 @@ fn threads_with_sectors_of_their_own() {
         if case.name != "detect" {
             fill(&path, 3);
         }
-        let image = SharedImage::new(open(&path, case.options.clone()));
+        let image = share(&path, &case.options);
         let granule = 20;
         let models: Vec<Vec<Option<u64>>> = std::thread::scope(|scope| {
             let image = &image;
             let threads: Vec<_> =
-                (0..THREADS).map(|owner| scope.spawn(move || owned_sectors(image, owner, 500, 11, granule))).collect();
+                (0..THREADS).map(|owner| scope.spawn(move || owned_sectors(image, owner, 300, 11, granule))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         image.close().unwrap();
@@ -209,7 +217,7 @@ fn threads_that_change_the_same_places() {
         if case.name != "detect" {
             fill(&path, 5);
         }
-        let image = SharedImage::new(open(&path, case.options.clone()));
+        let image = share(&path, &case.options);
         let versions = AtomicU64::new(2);
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -237,11 +245,11 @@ fn threads_that_change_the_same_places() {
     }
 }
 
-fn change_everywhere(image: &SharedImage<FileStorage>, writer: u64, versions: &AtomicU64) {
+fn change_everywhere(image: &SharedImage<Pausing>, writer: u64, versions: &AtomicU64) {
     let mut rng = Rng::new(writer);
     // A small part of the disk, so that they meet.
     let sectors = (SIZE / SECTOR) / 8;
-    for round in 0..400 {
+    for round in 0..250 {
         let first = rng.below(sectors);
         let count = 1 + rng.below(400.min(sectors - first));
         let (at, length) = (first * SECTOR, count * SECTOR);
@@ -261,7 +269,7 @@ fn change_everywhere(image: &SharedImage<FileStorage>, writer: u64, versions: &A
     }
 }
 
-fn read_everywhere(image: &SharedImage<FileStorage>, reader: u64, done: &AtomicBool) {
+fn read_everywhere(image: &SharedImage<Pausing>, reader: u64, done: &AtomicBool) {
     let mut rng = Rng::new(100 + reader);
     let mut buffer = vec![0; 300 * SECTOR as usize];
     while !done.load(Ordering::Relaxed) {
@@ -278,35 +286,151 @@ fn read_everywhere(image: &SharedImage<FileStorage>, reader: u64, done: &AtomicB
     }
 }
 
-/// A full block device has room again when what others read is given back: nobody is told that there is no space.
+/// Where a guest offset is mapped.
+fn host_of(image: &SharedImage<Pausing>, guest: u64) -> u64 {
+    match image.next_extent(guest, 1).unwrap().content {
+        Content::Data { host_offset } => host_offset.get(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// While a reader is between its decision and its bytes, everything else goes on, and what it reads stays.
+#[test]
+fn what_is_being_read_is_neither_punched_nor_reused() {
+    if !qemu_is_here() {
+        return;
+    }
+    let cluster = 65536u64;
+    for policy in [DiscardPolicy::default(), DiscardPolicy { unref: Unref::RetainUnshared, ..DiscardPolicy::default() }]
+    {
+        let folder = Folder::new();
+        let path = folder.path("image.qcow2");
+        qemu_create(&path, &[], 64 << 20);
+        let tight = MetadataOptions { quarantine_bytes: 0, ..MetadataOptions::default() };
+        let image = share(&path, &OpenOptions::default().with_policy(policy).with_metadata(tight));
+        image.write_at(0, &vec![1; cluster as usize]).unwrap();
+        image.write_at(cluster, &vec![2; cluster as usize]).unwrap();
+        image.flush().unwrap();
+        let host = host_of(&image, 0);
+        let pause = image.storage().pause_reads_at(host);
+        let read = std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut bytes = vec![9; cluster as usize];
+                image.read_at(0, &mut bytes).unwrap();
+                bytes
+            });
+            pause.wait_until_there();
+            // The lock is not held: all this goes on.
+            if policy.unref == Unref::Always {
+                image.discard(0, cluster).unwrap();
+                image.flush().unwrap();
+            }
+            image.write_at(0, &vec![3; cluster as usize]).unwrap();
+            image.flush().unwrap();
+            for n in 2..40 {
+                image.write_at(n * cluster, &vec![4; cluster as usize]).unwrap();
+                assert_ne!(host_of(&image, n * cluster), host);
+            }
+            pause.release();
+            reader.join().unwrap()
+        });
+        let expected = if policy.unref == Unref::Always { 1 } else { 3 };
+        assert!(read.iter().all(|&byte| byte == expected), "{} instead of {expected}", read[0]);
+        if policy.unref == Unref::Always {
+            image.flush().unwrap();
+            image.write_at(50 * cluster, &vec![5; cluster as usize]).unwrap();
+            assert_eq!(host_of(&image, 50 * cluster), host, "reused once it is read");
+        }
+        image.close().unwrap();
+        check_clean(&path, "after a slow reader");
+    }
+}
+
+/// A write that is under way is not erased by the hole of a discard that came later, and two changes of one cluster do
+/// not undo each other.
+#[test]
+fn changes_of_one_cluster_wait_for_each_other() {
+    if !qemu_is_here() {
+        return;
+    }
+    let cluster = 65536u64;
+    let retain = DiscardPolicy { unref: Unref::RetainUnshared, ..DiscardPolicy::default() };
+    for (policy, mapped) in [(retain, true), (DiscardPolicy::default(), true), (DiscardPolicy::default(), false)] {
+        let folder = Folder::new();
+        let path = folder.path("image.qcow2");
+        qemu_create(&path, &[], 64 << 20);
+        let image = share(&path, &OpenOptions::default().with_policy(policy));
+        image.write_at(3 * cluster, &[7; 512]).unwrap();
+        let mut host = host_of(&image, 3 * cluster) + cluster;
+        if mapped {
+            image.write_at(0, &vec![1; cluster as usize]).unwrap();
+            image.flush().unwrap();
+            host = host_of(&image, 0);
+        }
+        let pause = image.storage().pause_writes_at(host);
+        let order = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            let (image, order) = (&image, &order);
+            scope.spawn(move || {
+                image.write_at(0, &vec![2; cluster as usize]).unwrap();
+                order.lock().unwrap().push("write");
+            });
+            pause.wait_until_there();
+            scope.spawn(move || {
+                image.discard(0, cluster).unwrap();
+                order.lock().unwrap().push("discard");
+                // Another that goes to a part of the same cluster.
+                image.write_at(512, &[4; 512]).unwrap();
+            });
+            // Other clusters are nobody's business.
+            image.write_at(cluster, &vec![3; cluster as usize]).unwrap();
+            image.flush().unwrap();
+            assert!(order.lock().unwrap().is_empty(), "the discard must wait");
+            pause.release();
+        });
+        assert_eq!(order.lock().unwrap().len(), 2);
+        let mut bytes = vec![9; 2 * cluster as usize];
+        image.read_at(0, &mut bytes).unwrap();
+        let mut expected = vec![0; cluster as usize];
+        expected[512..1024].fill(4);
+        expected.extend(vec![3; cluster as usize]);
+        assert_same(&bytes, &expected, "after both");
+        image.close().unwrap();
+        check_clean(&path, "after both");
+        assert_same(&qemu_read(&path, None)[..bytes.len()], &expected, "read by QEMU");
+    }
+}
+
+/// On a store that cannot grow, what readers hold is waited for; nobody is told that there is no space.
 #[test]
 fn nobody_is_refused_what_readers_hold() {
     if !qemu_is_here() {
         return;
     }
+    let cluster = 65536u64;
     let folder = Folder::new();
     let path = folder.path("image.qcow2");
-    qemu_create(&path, &[], 8 << 20);
-    let options = OpenOptions::default();
-    let image = SharedImage::new(open(&path, options));
-    let failures = Mutex::new(Vec::new());
+    qemu_create(&path, &[], 64 << 20);
+    let mut image = open(&path, OpenOptions::default());
+    image.write_at(0, &vec![1; 4 * cluster as usize]).unwrap();
+    let image = image.close().unwrap();
+    let full = qcowkit_core::storage::ReadStorage::len(&image).unwrap();
+    drop(image);
+    let image = SharedImage::new(pausing::open_of_fixed_length(&path, full));
+    let host = host_of(&image, 0);
+    let pause = image.storage().pause_reads_at(host);
     std::thread::scope(|scope| {
-        for writer in 0..3u64 {
-            let (image, failures) = (&image, &failures);
-            scope.spawn(move || {
-                let bytes = vec![writer as u8 + 1; 65536];
-                for n in 0..200u64 {
-                    let at = (writer * 40 + n % 40) * 65536;
-                    let done = image.write_at(at, &bytes).and_then(|()| image.discard(at, 65536));
-                    if let Err(error) = done {
-                        failures.lock().unwrap().push(error);
-                    }
-                }
-            });
-        }
+        let image = &image;
+        scope.spawn(move || image.read_at(0, &mut vec![0; cluster as usize]).unwrap());
+        pause.wait_until_there();
+        image.discard(0, cluster).unwrap();
+        // There is no room but what the reader reads.
+        let writer = scope.spawn(move || image.write_at(8 * cluster, &vec![2; cluster as usize]));
+        pause.release();
+        writer.join().unwrap().unwrap();
     });
-    assert!(failures.into_inner().unwrap().is_empty());
+    assert_eq!(host_of(&image, 8 * cluster), host);
+    assert!(image.write_at(9 * cluster, &[1]).is_err(), "and now it is full");
     image.close().unwrap();
-    check_clean(&path, "after discards");
-    assert_eq!(run("qemu-img", &["check".as_ref(), path.as_os_str()]).code, 0);
+    check_clean(&path, "full");
 }

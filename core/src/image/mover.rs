@@ -46,6 +46,11 @@ impl<S: Storage> Mover<S> {
         self.0.write_planned(plan, from)
     }
 
+    /// The storage of the image file, for its length and what else it can tell.
+    pub fn storage(&self) -> &S {
+        self.0.storage()
+    }
+
     /// Waits until the guest data that were written so far are durable, in the image file or the data file.
     ///
     /// # Errors

@@ -138,6 +138,8 @@ fn dispatch(verb: &Verb, session: &mut Session<'_>) -> Outcome {
         Verb::Replay(args) => verbs::lab::replay_verb(args, session),
         Verb::Churn(args) => verbs::lab::churn_verb(args, session),
         Verb::Snapshot(args) => verbs::snapshot::run(args, session),
+        #[cfg(all(feature = "fuse", target_os = "linux"))]
+        Verb::Mount(args) => verbs::mount::run(args, session),
         Verb::Completions { shell } => shell::completions(*shell, session.out),
         Verb::Manpages { directory } => shell::manpages(directory),
     }

@@ -130,6 +130,28 @@ impl SharedDisk {
         }
     }
 
+    /// The bytes that the file system has allocated for the file of the top layer.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn allocated_bytes(&self) -> Result<u64> {
+        Ok(match self {
+            Self::Qcow2(image) => image.storage().allocated_bytes()?,
+            Self::Raw(raw) => raw.storage().allocated_bytes()?,
+        })
+    }
+
+    /// Flushes and closes.
+    ///
+    /// # Errors
+    /// As [`SharedImage::close`].
+    pub fn close(self) -> Result<()> {
+        match self {
+            Self::Qcow2(image) => image.close().map(drop),
+            Self::Raw(raw) => raw.flush(),
+        }
+    }
+
     /// Makes everything durable.
     ///
     /// # Errors

@@ -114,6 +114,11 @@ impl<S: Storage> SharedImage<S> {
         &self.options
     }
 
+    /// The storage of the image file, for its length and what else it can tell.
+    pub fn storage(&self) -> &S {
+        self.mover.storage()
+    }
+
     /// As [`Image::read_at`].
     ///
     /// # Errors

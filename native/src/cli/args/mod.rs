@@ -9,6 +9,8 @@ mod discard;
 mod io;
 mod lab;
 mod look;
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+mod mount;
 mod reshape;
 mod snapshot;
 
@@ -25,6 +27,8 @@ pub(crate) use discard::DiscardArgs;
 pub(crate) use io::IoArgs;
 pub(crate) use lab::{ChurnArgs, ReplayArgs, TraceOutput};
 pub(crate) use look::{AnalyzeArgs, CheckArgs, CompareArgs, InfoArgs, InspectArgs, MapArgs};
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+pub(crate) use mount::MountArgs;
 pub(crate) use reshape::{CommitArgs, DdArgs, RebaseArgs, ResizeArgs};
 pub(crate) use snapshot::SnapshotArgs;
 
@@ -108,6 +112,10 @@ pub(crate) enum Verb {
     /// List, take, apply and delete internal snapshots
     #[command(infer_long_args = true)]
     Snapshot(SnapshotArgs),
+    /// Show the disk as a file of this machine, for loop devices and all else that reads files
+    #[cfg(all(feature = "fuse", target_os = "linux"))]
+    #[command(infer_long_args = true)]
+    Mount(MountArgs),
     /// Print completions for a shell
     #[command(hide = true)]
     Completions {
@@ -147,6 +155,8 @@ impl Verb {
             Self::Replay(_) => "replay",
             Self::Churn(_) => "churn",
             Self::Snapshot(_) => "snapshot",
+            #[cfg(all(feature = "fuse", target_os = "linux"))]
+            Self::Mount(_) => "mount",
             Self::Completions { .. } => "completions",
             Self::Manpages { .. } => "manpages",
         }

@@ -17,6 +17,8 @@ pub(crate) mod inspect;
 pub(crate) mod io;
 pub(crate) mod lab;
 pub(crate) mod map;
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+pub(crate) mod mount;
 pub(crate) mod rebase;
 pub(crate) mod resize;
 pub(crate) mod snapshot;
