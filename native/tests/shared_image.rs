@@ -110,13 +110,7 @@ fn fill(path: &Path, seed: u64) {
 }
 
 /// What a sector may hold: the last write of its owner, or what is under way.
-fn owned_sectors(
-    image: &SharedImage<Pausing>,
-    owner: u64,
-    rounds: u64,
-    seed: u64,
-    granule: u64,
-) -> Vec<Option<u64>> {
+fn owned_sectors(image: &SharedImage<Pausing>, owner: u64, rounds: u64, seed: u64, granule: u64) -> Vec<Option<u64>> {
     let sectors = SIZE / SECTOR;
     // Its own sectors lie scattered among those of the others, many in one cluster.
     let owns = |sector: u64| sector / granule % THREADS == owner;
