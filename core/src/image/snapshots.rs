@@ -132,6 +132,8 @@ impl<S: Storage> Image<S> {
             }
         };
         self.unpacked = None;
+        // The tables of the old tree are none of ours any more: at once, whatever fails from here on.
+        self.metadata.guard()?;
         let pass = self.options.policy.passes(DiscardType::Snapshot);
         let released = self.metadata.release_tree(&self.storage, &old.l1, pass);
         let l1_released = self.release_table(old.offset, bytes_of(&old.l1), pass);

@@ -183,8 +183,9 @@ impl Trial {
         let change = match self.rng.below(4) {
             0 if there > 0 => Change::Delete,
             _ if narrow && there >= 2 => Change::Delete,
-            // QEMU may have lost what its snapshots shared (discard.md, hazard 1), and so would the disk.
-            1 if there > 0 && !self.scenario.no_unref => Change::Apply,
+            // QEMU may have lost what its snapshots shared (discard.md, hazard 1), and so would the disk. Beside bitmaps,
+            // nobody applies.
+            1 if there > 0 && !self.scenario.no_unref && !self.scenario.bitmap => Change::Apply,
             _ => Change::Take,
         };
         let name = match change {
