@@ -46,8 +46,8 @@ impl<S: Storage> Image<S> {
     /// Takes a snapshot of the disk as the guest sees it now; gives its entry, with the ID that it got. Durable on
     /// return; after a cut before that, the snapshot is there or not.
     ///
-    /// VM state, if there is any beyond the end of the disk, goes with a snapshot that has a VM state size, and is dropped
-    /// from the active disk.
+    /// What lies beyond the end of the disk, VM state, goes with the snapshot; of one that has a VM state size it is
+    /// dropped from the active disk, as QEMU does.
     ///
     /// # Errors
     /// Before anything changed: refcounts too narrow for one more reference ([`ErrorKind::Limit`]), an external data
@@ -57,10 +57,7 @@ impl<S: Storage> Image<S> {
         self.begin_snapshots()?;
         let mut table = self.snapshot_table()?;
         let geometry = *self.geometry();
-        // VM state begins where the disk's own tables end.
-        let own = usize::try_from(geometry.l1_entries()).unwrap_or(usize::MAX);
-        let kept = if new.vm_state_size > 0 { self.metadata.l1().len() } else { own };
-        let l1_size = kept.min(self.metadata.l1().len());
+        let l1_size = self.metadata.l1().len();
         let mut snapshot = table::entry(new, &table.snapshots, l1_size, geometry.virtual_size())?;
         table.snapshots.push(snapshot.clone());
         table::emit(&table.snapshots, &geometry)?;
@@ -84,7 +81,9 @@ impl<S: Storage> Image<S> {
             }
             return Err(failed.error);
         }
-        self.drop_vm_state(own)?;
+        if new.vm_state_size > 0 {
+            self.drop_vm_state()?;
+        }
         self.settle()?;
         Ok(snapshot)
     }
@@ -243,14 +242,16 @@ impl<S: Storage> Image<S> {
     }
 
     /// Drops what the active L1 table has beyond the disk's own entries: the VM state. As in QEMU, no holes are made.
-    fn drop_vm_state(&mut self, own: usize) -> Result<()> {
-        let state = self.metadata.cut_l1(u64::try_from(own).unwrap_or(u64::MAX));
+    fn drop_vm_state(&mut self) -> Result<()> {
+        // VM state begins where the disk's own tables end.
+        let own = self.geometry().l1_entries();
+        let state = self.metadata.cut_l1(own);
         if state.iter().all(|&raw| raw == 0) {
             return Ok(());
         }
         self.commit()?;
         let pass = self.options.policy.passes(DiscardType::Never);
-        let mut tree = vec![0; own];
+        let mut tree = vec![0; usize::try_from(own).unwrap_or(usize::MAX).min(self.metadata.l1().len())];
         tree.extend(state);
         self.metadata.release_tree(&self.storage, &tree, pass)
     }
