@@ -12,7 +12,7 @@ pub const MAX_COUNTER_BYTES: u64 = 2 << 30;
 
 /// A recorded refcount, as far as most questions need it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Recorded {
+pub(in crate::operations) enum Recorded {
     /// 0, or not known.
     Zero,
     /// Exactly 1.
@@ -26,7 +26,7 @@ pub(super) enum Recorded {
 /// Pages take memory when something in them is not 0, a byte for each cluster; those with clusters of many references
 /// grow to two or eight bytes.
 #[derive(Debug)]
-pub(super) struct Counts {
+pub(in crate::operations) struct Counts {
     pages: Vec<Option<Page>>,
     clusters: u64,
     bytes: u64,
@@ -55,7 +55,7 @@ impl Counts {
         Ok(Self { pages: all, clusters, bytes: 0 })
     }
 
-    pub(super) fn clusters(&self) -> u64 {
+    pub(in crate::operations) fn clusters(&self) -> u64 {
         self.clusters
     }
 
@@ -103,12 +103,12 @@ impl Counts {
     }
 
     /// The recorded refcount; `None` beyond the end.
-    pub(super) fn recorded(&self, cluster: u64) -> Option<Recorded> {
+    pub(in crate::operations) fn recorded(&self, cluster: u64) -> Option<Recorded> {
         (cluster < self.clusters).then(|| split(self.number(cluster)).0)
     }
 
     /// The references counted; 0 beyond the end.
-    pub(super) fn references(&self, cluster: u64) -> u64 {
+    pub(in crate::operations) fn references(&self, cluster: u64) -> u64 {
         split(self.number(cluster)).1
     }
 
@@ -135,7 +135,7 @@ impl Counts {
 
     /// Calls `visit` for each cluster below `end` that is neither free (no refcount, no reference) nor sound (refcount
     /// 1, one reference); gives the highest sound one.
-    pub(super) fn visit_unsound(
+    pub(in crate::operations) fn visit_unsound(
         &self,
         end: u64,
         mut visit: impl FnMut(u64, Recorded, u64) -> Result<()>,

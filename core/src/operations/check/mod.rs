@@ -13,13 +13,17 @@ mod refcounts;
 mod references;
 mod report;
 
+use alloc::collections::BTreeSet;
+
 use crate::error::{Error, Result, Structure};
 use crate::format::HeaderArea;
-use crate::operations::walk::Walk;
+use crate::operations::walk::{RefcountTable, Walk};
 use crate::storage::ReadStorage;
 
 pub use counts::MAX_COUNTER_BYTES;
+pub(in crate::operations) use counts::{Counts, Recorded};
 use references::Checker;
+pub(in crate::operations) use references::describe;
 pub use report::{CheckReport, Finding, FindingKind, MAX_FINDINGS, Severity};
 
 /// Clusters of the largest file that can be checked: QEMU counts them in 31 bits.
@@ -56,6 +60,25 @@ pub fn check<S: ReadStorage + ?Sized>(
     area: &HeaderArea,
     progress: &mut dyn FnMut(f64),
 ) -> Result<CheckReport> {
+    Ok(examine(storage, area, progress)?.report)
+}
+
+/// What a check knows when it is done.
+pub(in crate::operations) struct Examined {
+    pub(in crate::operations) report: CheckReport,
+    /// `None` where the file is too large to be counted.
+    pub(in crate::operations) counts: Option<Counts>,
+    pub(in crate::operations) table: RefcountTable,
+    /// Indices of refcount blocks that cannot be read.
+    pub(in crate::operations) unreadable: BTreeSet<u64>,
+}
+
+/// As [`check`], and keeps what was counted: repair starts from it.
+pub(in crate::operations) fn examine<S: ReadStorage + ?Sized>(
+    storage: &S,
+    area: &HeaderArea,
+    progress: &mut dyn FnMut(f64),
+) -> Result<Examined> {
     let walk = Walk::new(storage, area)?;
     let geometry = *walk.geometry();
     // QEMU counts in sectors: the virtual disk rounded down, the file rounded up.
@@ -66,7 +89,8 @@ pub fn check<S: ReadStorage + ?Sized>(
         let clusters = geometry.clusters_for(file_length);
         let what = alloc::format!("the file has {clusters} clusters, at most {MAX_CHECKED_CLUSTERS} can be checked");
         report.add_end(&Error::new(crate::ErrorKind::Limit(what)));
-        return Ok(report);
+        let table = walk.refcount_table()?;
+        return Ok(Examined { report, counts: None, table, unreadable: BTreeSet::new() });
     }
     let mut checker = Checker::new(storage, geometry, file_length, walk.refcount_table()?, report, progress)?;
     // Half of the references say nothing of refcounts: they are compared only after a whole walk.
@@ -75,7 +99,8 @@ pub fn check<S: ReadStorage + ?Sized>(
         checker.report.add_end(&error);
     }
     (checker.progress)(1.0);
-    Ok(checker.report)
+    let Checker { report, counts, table, unreadable, .. } = checker;
+    Ok(Examined { report, counts: Some(counts), table, unreadable })
 }
 
 impl CheckReport {

@@ -138,6 +138,14 @@ pub enum FindingKind {
     Unreadable,
     /// A limit on time or memory ended the check.
     Limit,
+    /// Two structures lie in one place. Only repair tells it so: a check counts references.
+    Overlap,
+    /// A field of the header is wrong.
+    HeaderField,
+    /// The image is marked dirty or corrupt.
+    Mark,
+    /// An L2 table that nothing leads to.
+    OrphanedTable,
 }
 
 /// One thing that is wrong, or several of a kind in a row.

@@ -1,0 +1,313 @@
+//! Where a repair is worked out: an overlay over the image that takes every change, and the list of these changes in the
+//! order in which they may reach storage.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::findings::{Findings, RepairAction, RepairFinding};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Geometry, HeaderArea, HostCluster, HostOffset};
+use crate::image::read_header;
+use crate::operations::check::{Counts, Recorded};
+use crate::storage::{OverlayStorage, ReadStorage, Storage, StorageError};
+
+/// Bytes that all changes may have together. A repair that needs more is done in several runs.
+const MAX_EDIT_BYTES: u64 = 1 << 30;
+/// Clusters that may be copied because two structures use them.
+const MAX_COPIES: u64 = 4096;
+
+/// When a change may be written: a barrier stands between two stages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Stage {
+    /// Into clusters that nothing refers to.
+    Unreachable,
+    /// Refcounts become higher; what makes the image trust less.
+    Raise,
+    /// The header names a new refcount structure.
+    Switch,
+    /// Entries and header fields.
+    Link,
+    /// Refcounts become lower.
+    Lower,
+    /// COPIED flags are set.
+    Copied,
+    /// The image is declared sound.
+    Seal,
+}
+
+impl Stage {
+    pub(super) const ALL: [Self; 7] =
+        [Self::Unreachable, Self::Raise, Self::Switch, Self::Link, Self::Lower, Self::Copied, Self::Seal];
+}
+
+/// Bytes that are written at a place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Edit {
+    pub(super) stage: Stage,
+    pub(super) at: u64,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// What is known of the clusters while the repair is worked out.
+pub(super) struct Workbench<'a, S: ReadStorage> {
+    pub(super) overlay: &'a OverlayStorage<&'a S>,
+    pub(super) geometry: Geometry,
+    pub(super) findings: Findings,
+    pub(super) edits: Vec<Edit>,
+    edit_bytes: u64,
+    /// References and refcounts of the image as it was.
+    pub(super) old: Counts,
+    /// References after the changes so far, by the last walk.
+    pub(super) current: Option<Counts>,
+    /// References that changes made, beyond those that were there.
+    pub(super) added: BTreeMap<u64, u64>,
+    /// Clusters given out.
+    pub(super) taken: BTreeSet<u64>,
+    /// Clusters behind the end of the file that broken entries name: not to be given out while these are there.
+    pub(super) avoid: BTreeSet<u64>,
+    /// Free clusters inside the file are believed to be free.
+    pub(super) trust_refcounts: bool,
+    /// Bytes of the file as it was.
+    pub(super) base_length: u64,
+    cursor: u64,
+    copies: u64,
+}
+
+impl<'a, S: ReadStorage> Workbench<'a, S> {
+    pub(super) fn new(
+        overlay: &'a OverlayStorage<&'a S>,
+        geometry: Geometry,
+        old: Counts,
+        trust_refcounts: bool,
+    ) -> Result<Self> {
+        Ok(Self {
+            overlay,
+            geometry,
+            findings: Findings::default(),
+            edits: Vec::new(),
+            edit_bytes: 0,
+            old,
+            current: None,
+            added: BTreeMap::new(),
+            taken: BTreeSet::new(),
+            avoid: BTreeSet::new(),
+            trust_refcounts,
+            base_length: overlay.base().len()?,
+            cursor: 1,
+            copies: 0,
+        })
+    }
+
+    /// The header as it is now.
+    pub(super) fn area(&self) -> Result<HeaderArea> {
+        read_header(self.overlay)
+    }
+
+    /// Changes bytes, and notes the change.
+    pub(super) fn edit(&mut self, stage: Stage, at: u64, bytes: &[u8]) -> Result<()> {
+        self.overlay.write_at(at, bytes)?;
+        self.edit_bytes = self.edit_bytes.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        if self.edit_bytes > MAX_EDIT_BYTES {
+            return Err(Error::new(ErrorKind::Limit(alloc::format!(
+                "the repair would have to change more than {MAX_EDIT_BYTES} bytes of metadata"
+            ))));
+        }
+        match self.edits.last_mut() {
+            Some(last)
+                if last.stage == stage
+                    && last.at.checked_add(u64::try_from(last.bytes.len()).unwrap_or(u64::MAX)) == Some(at) =>
+            {
+                last.bytes.extend_from_slice(bytes);
+            }
+            Some(_) | None => self.edits.push(Edit { stage, at, bytes: bytes.to_vec() }),
+        }
+        Ok(())
+    }
+
+    /// Notes what was found, and what is done about it.
+    pub(super) fn note(&mut self, finding: RepairFinding) {
+        self.findings.add(finding);
+    }
+
+    /// A change made that many references to a cluster.
+    pub(super) fn add_references(&mut self, cluster: u64, count: u64) {
+        let slot = self.added.entry(cluster).or_default();
+        *slot = slot.saturating_add(count);
+    }
+
+    /// The references to a cluster as far as they are known: as it was, or as it is now if these are more.
+    pub(super) fn references(&self, cluster: u64) -> u64 {
+        self.current.as_ref().map_or(0, |counts| counts.references(cluster)).max(self.old.references(cluster))
+    }
+
+    /// The recorded refcount is not 0.
+    pub(super) fn in_use(&self, cluster: u64) -> bool {
+        !matches!(self.old.recorded(cluster), None | Some(Recorded::Zero))
+    }
+
+    fn is_unused(&self, cluster: u64) -> bool {
+        self.references(cluster) == 0 && !self.added.contains_key(&cluster) && !self.taken.contains(&cluster)
+    }
+
+    fn is_free(&self, cluster: u64) -> bool {
+        self.is_unused(cluster) && !self.in_use(cluster)
+    }
+
+    /// Clusters of the file as it was; the last may be cut short.
+    pub(super) fn base_clusters(&self) -> u64 {
+        self.geometry.clusters_for(self.base_length)
+    }
+
+    fn grows(&self) -> bool {
+        self.overlay.base().capabilities().grows
+    }
+
+    /// Whole clusters, where the store cannot grow.
+    pub(super) fn bound(&self) -> Option<u64> {
+        (!self.grows()).then(|| self.base_length.wrapping_shr(self.geometry.cluster_bits()))
+    }
+
+    /// Whether new structures may not lie in a cluster.
+    pub(super) fn is_reserved(&self, cluster: u64) -> bool {
+        if cluster >= self.base_clusters() {
+            return self.avoid.contains(&cluster) || self.taken.contains(&cluster);
+        }
+        match (self.grows(), self.trust_refcounts) {
+            // Leaked clusters may be all that is left of something: they come last.
+            (true, true) => !self.is_free(cluster),
+            (true, false) => true,
+            (false, _) => !self.is_unused(cluster),
+        }
+    }
+
+    /// The first of `count` clusters in a row that nothing uses; they are given out.
+    ///
+    /// # Errors
+    /// No room.
+    pub(super) fn allocate(&mut self, count: u64) -> Result<u64> {
+        let end = self.bound();
+        if count == 1 {
+            while self.is_reserved(self.cursor) && end.is_none_or(|end| self.cursor < end) {
+                self.cursor = self.cursor.saturating_add(1);
+            }
+        }
+        let mut first = if count == 1 { self.cursor } else { 1 };
+        let mut length = 0u64;
+        while length < count {
+            let here = first.saturating_add(length);
+            if end.is_some_and(|end| here >= end) {
+                return Err(Error::new(ErrorKind::NoSpace(alloc::format!(
+                    "the repair needs {count} free cluster(s) in a row, and there are none within the size of the device"
+                ))));
+            }
+            if self.is_reserved(here) {
+                first = here.saturating_add(1);
+                length = 0;
+            } else {
+                length = length.saturating_add(1);
+            }
+        }
+        self.taken.extend(first..first.saturating_add(count));
+        Ok(first)
+    }
+
+    /// Writes bytes into clusters of their own; gives their place. Each gets one reference.
+    ///
+    /// # Errors
+    /// No room.
+    pub(super) fn write_new(&mut self, bytes: &[u8]) -> Result<HostOffset> {
+        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let count = self.geometry.clusters_for(length).max(1);
+        let first = self.allocate(count)?;
+        let place = self.geometry.host_start(HostCluster::new(first));
+        let mut whole = bytes.to_vec();
+        whole.resize(usize::try_from(count).unwrap_or(1).saturating_mul(self.geometry.cluster_len()), 0);
+        self.edit(Stage::Unreachable, place.get(), &whole)?;
+        (first..first.saturating_add(count)).for_each(|cluster| self.add_references(cluster, 1));
+        Ok(place)
+    }
+
+    /// Copies a cluster to one that nothing uses; gives its place, to which references must be added. `None` where
+    /// copies have become too many, or there is no room.
+    ///
+    /// # Errors
+    /// When the storage fails.
+    pub(super) fn copy(&mut self, host_offset: u64) -> Result<Option<HostOffset>> {
+        if self.copies >= MAX_COPIES {
+            return Ok(None);
+        }
+        let mut bytes = vec![0u8; self.geometry.cluster_len()];
+        self.overlay.read_at(host_offset, &mut bytes)?;
+        let first = match self.allocate(1) {
+            Ok(first) => first,
+            Err(error) if matches!(error.kind(), ErrorKind::NoSpace(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        self.copies = self.copies.saturating_add(1);
+        let place = self.geometry.host_start(HostCluster::new(first));
+        self.edit(Stage::Unreachable, place.get(), &bytes)?;
+        Ok(Some(place))
+    }
+
+    /// Something that cannot be repaired.
+    pub(super) fn give_up_on(&mut self, finding: RepairFinding) {
+        self.note(RepairFinding { action: RepairAction::None, ..finding });
+    }
+
+    pub(super) fn cluster(&self, host_offset: u64) -> u64 {
+        self.geometry.host_cluster(HostOffset::new(host_offset)).get()
+    }
+}
+
+/// A store that takes writes as edits of one stage: for structures that others write.
+pub(super) struct StageWriter<'b, 'a, S: ReadStorage> {
+    pub(super) overlay: &'a OverlayStorage<&'a S>,
+    pub(super) writes: &'b core::cell::RefCell<Vec<(u64, Vec<u8>)>>,
+}
+
+impl<S: ReadStorage> ReadStorage for StageWriter<'_, '_, S> {
+    fn len(&self) -> Result<u64, StorageError> {
+        self.overlay.len()
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), StorageError> {
+        self.overlay.read_at(offset, into)
+    }
+
+    fn capabilities(&self) -> crate::storage::Capabilities {
+        self.overlay.capabilities()
+    }
+
+    fn next_extent(&self, offset: u64) -> Result<crate::storage::StorageExtent, StorageError> {
+        self.overlay.next_extent(offset)
+    }
+}
+
+impl<S: ReadStorage> Storage for StageWriter<'_, '_, S> {
+    fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), StorageError> {
+        self.writes.borrow_mut().push((offset, from.to_vec()));
+        Ok(())
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, _: crate::storage::ZeroMode) -> Result<(), StorageError> {
+        self.writes.borrow_mut().push((offset, vec![0; usize::try_from(length).unwrap_or(0)]));
+        Ok(())
+    }
+
+    fn discard(&self, _: u64, _: u64) -> Result<(), StorageError> {
+        Ok(())
+    }
+
+    fn set_len(&self, _: u64) -> Result<(), StorageError> {
+        Ok(())
+    }
+
+    fn allocate(&self, _: u64, _: u64) -> Result<(), StorageError> {
+        Ok(())
+    }
+
+    fn barrier(&self) -> Result<(), StorageError> {
+        Ok(())
+    }
+}
