@@ -6,6 +6,7 @@
 //! | [`check`](mod@check) | compares the references with the refcounts: what `qemu-img check` finds |
 //! | [`info`] | what an image says of itself |
 //! | [`lab`] | replays a workload under several policies and compares what became of the image |
+//! | [`repair`] | plans what would make a broken image sound, and carries it out |
 //! | [`walk`](mod@walk) | visits every reference to a host range; the one walk that the others stand on |
 //! | [`analyze`](mod@analyze) | where the space of an image went, and how it lies |
 //! | [`inspect`] | every structure as it is, also of broken images |
@@ -16,6 +17,7 @@ pub mod check;
 pub mod info;
 pub mod inspect;
 pub mod lab;
+pub mod repair;
 mod tables;
 pub mod walk;
 
@@ -23,6 +25,7 @@ pub use analyze::{Analysis, AnalyzeOptions, analyze};
 pub use audit::{Audit, AuditOptions, audit, audit_start};
 pub use check::{CheckReport, check};
 pub use inspect::{Inspector, inspect_guest};
+pub use repair::{RepairLevel, RepairOptions, RepairPlan};
 pub use tables::read_bitmaps;
 pub use walk::{Walk, walk};
 

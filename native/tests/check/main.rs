@@ -6,6 +6,7 @@
 mod cases;
 mod image;
 mod random;
+mod repair;
 
 use std::path::Path;
 use std::process::Command;

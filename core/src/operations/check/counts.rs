@@ -47,7 +47,7 @@ const SOUND: u8 = ONE_REFERENCE | 1;
 
 impl Counts {
     /// For this many clusters, all without references and with refcount 0.
-    pub(super) fn new(clusters: u64) -> Result<Self> {
+    pub(in crate::operations) fn new(clusters: u64) -> Result<Self> {
         let pages = usize::try_from(clusters.div_ceil(4096)).map_err(|_| too_large())?;
         let mut all = Vec::new();
         all.try_reserve_exact(pages).map_err(|_| too_large())?;

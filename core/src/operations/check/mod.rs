@@ -23,7 +23,6 @@ use crate::storage::ReadStorage;
 pub use counts::MAX_COUNTER_BYTES;
 pub(in crate::operations) use counts::{Counts, Recorded};
 use references::Checker;
-pub(in crate::operations) use references::describe;
 pub use report::{CheckReport, Finding, FindingKind, MAX_FINDINGS, Severity};
 
 /// Clusters of the largest file that can be checked: QEMU counts them in 31 bits.

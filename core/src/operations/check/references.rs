@@ -394,7 +394,7 @@ impl Place {
 }
 
 /// A source in words.
-pub(in crate::operations) fn describe(source: &Source) -> String {
+fn describe(source: &Source) -> String {
     let owner = |owner: L1Owner| match owner {
         L1Owner::Active => String::from("active"),
         L1Owner::Snapshot(index) => format!("snapshot {index}'s"),

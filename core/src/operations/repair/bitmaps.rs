@@ -139,11 +139,8 @@ impl<S: ReadStorage> Faults<'_, '_, S> {
 impl<S: ReadStorage> Visitor for Faults<'_, '_, S> {
     fn reference(&mut self, reference: &HostReference) -> Result<()> {
         let (offset, length) = (reference.host_offset, reference.length);
-        let ours = match reference.target {
-            Structure::BitmapDirectory | Structure::BitmapTable | Structure::BitmapData => true,
-            _ => false,
-        };
-        if !ours || length == 0 {
+        let bitmaps = [Structure::BitmapDirectory, Structure::BitmapTable, Structure::BitmapData];
+        if !bitmaps.contains(&reference.target) || length == 0 {
             return Ok(());
         }
         let size = self.bench.geometry.cluster_size();

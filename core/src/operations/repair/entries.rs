@@ -9,9 +9,7 @@ use super::findings::{RepairAction, RepairFinding};
 use super::tables::{Places, owner_name};
 use super::workbench::{Stage, Workbench};
 use crate::error::{Result, Structure};
-use crate::format::{
-    CompressedRange, EntryError, HostOffset, HostRef, L2Entry, L2Run, RawL2Entry, Subclusters,
-};
+use crate::format::{CompressedRange, EntryError, HostOffset, HostRef, L2Entry, L2Run, RawL2Entry, Subclusters};
 use crate::operations::check::FindingKind;
 use crate::operations::walk::{Fault, HostReference, L2Table, Source, Visitor, walk};
 use crate::storage::ReadStorage;
@@ -107,8 +105,7 @@ impl<S: ReadStorage> L2Entries<'_, '_, S> {
             return Ok(Verdict { action: RepairAction::ZeroEntry, ..simple(new) });
         }
         let Some(host) = host else {
-            let action =
-                if parts.allocated == 0 { RepairAction::ClearBits } else { RepairAction::ZeroEntry };
+            let action = if parts.allocated == 0 { RepairAction::ClearBits } else { RepairAction::ZeroEntry };
             let new = self.lost(parts, table.uses.total())?;
             return Ok(Verdict { action, ..simple(new) });
         };
@@ -149,12 +146,21 @@ impl<S: ReadStorage> L2Entries<'_, '_, S> {
     }
 
     /// An entry without faults that leads where it must not. `None` where it may stay.
-    fn judge_place(&mut self, table: &L2Table, entry: L2Entry, raw: RawL2Entry) -> Result<Option<Verdict>> {
+    fn judge_place(&mut self, table: &L2Table, index: u64, entry: L2Entry, raw: RawL2Entry) -> Result<Option<Verdict>> {
         let geometry = self.bench.geometry;
+        let guest = table.guest_offset(index, &geometry);
         let length = self.bench.base_length;
         let (host, parts) = match entry {
             L2Entry::Compressed(range) => return self.judge_compressed(table, range),
             L2Entry::Plain { host: Some(host), parts } if !geometry.data_file() => (host, parts),
+            L2Entry::Plain { host: Some(host), parts } if self.raw_data_file && host.offset.get() != guest => {
+                return Ok(Some(Verdict {
+                    new: self.in_data_file(guest, Some(parts)),
+                    kind: FindingKind::DataFileOffset,
+                    action: RepairAction::AlignEntry,
+                    message: format!("{}", EntryError::DataFileOffset),
+                }));
+            }
             L2Entry::Plain { .. } => return Ok(None),
         };
         let offset = host.offset.get();
@@ -213,6 +219,14 @@ impl<S: ReadStorage> L2Entries<'_, '_, S> {
         let geometry = self.bench.geometry;
         let length = self.bench.base_length.saturating_add(511) & !511;
         let offset = range.offset.get();
+        if offset < geometry.cluster_size() {
+            return Ok(Some(Verdict {
+                new: self.lost(Subclusters::all_allocated(&geometry), table.uses.total())?,
+                kind: FindingKind::Overlap,
+                action: RepairAction::ZeroEntry,
+                message: format!("the compressed cluster at {offset:#x} lies on the header"),
+            }));
+        }
         let end = offset.saturating_add(range.length);
         if end < length.saturating_add(geometry.cluster_size()) {
             return Ok(None);
@@ -236,12 +250,10 @@ impl<S: ReadStorage> L2Entries<'_, '_, S> {
         }))
     }
 
-    /// Tables that stay where they are lie there: refcounts can move.
+    /// Tables that stay where they are lie there. Refcounts do not: they are written anew elsewhere.
     fn is_metadata(&self, offset: u64) -> bool {
         let cluster = self.bench.cluster(offset);
-        self.places.fixed_at(cluster).is_some()
-            || self.metadata.contains(&self.bench.geometry.align_down(offset))
-            || self.places.is_refcounts(cluster)
+        self.places.fixed_at(cluster).is_some() || self.metadata.contains(&self.bench.geometry.align_down(offset))
     }
 
     fn in_data_file(&self, guest: u64, parts: Option<Subclusters>) -> L2Entry {
@@ -325,7 +337,7 @@ impl<S: ReadStorage> Visitor for L2Entries<'_, '_, S> {
         if !run.faults.is_empty() {
             let verdict = self.judge_faulty(table, run)?;
             // What is sound now may still lead where it must not: unaligned ones were judged with their place.
-            let verdict = match self.judge_place(table, verdict.new, run.raw)? {
+            let verdict = match self.judge_place(table, run.first, verdict.new, run.raw)? {
                 Some(place) if !run.faults.contains(EntryError::Unaligned) => place,
                 _ => verdict,
             };
@@ -338,8 +350,9 @@ impl<S: ReadStorage> Visitor for L2Entries<'_, '_, S> {
             let raw = L2Entry::advanced(run.raw, n, &geometry);
             let raw = if n == 0 { run.raw } else { raw };
             let entry = L2Entry::examine(raw, &geometry).0;
-            if let Some(verdict) = self.judge_place(table, entry, raw)? {
-                self.carry_out(table, run.first.saturating_add(n), raw, verdict)?;
+            let index = run.first.saturating_add(n);
+            if let Some(verdict) = self.judge_place(table, index, entry, raw)? {
+                self.carry_out(table, index, raw, verdict)?;
             }
         }
         Ok(())
@@ -352,7 +365,7 @@ impl<S: ReadStorage> L2Entries<'_, '_, S> {
         let geometry = self.bench.geometry;
         let L2Entry::Plain { host: Some(host), .. } = run.entry else { return false };
         if geometry.data_file() {
-            return true;
+            return !self.raw_data_file;
         }
         let start = host.offset.get();
         let end = start.saturating_add(run.count.saturating_mul(geometry.cluster_size()));
@@ -363,7 +376,8 @@ impl<S: ReadStorage> L2Entries<'_, '_, S> {
         let clusters = first..first.saturating_add(run.count);
         self.metadata.range(start..end).next().is_none()
             && !self.places.any_within(clusters.clone())
-            && (geometry.max_refcount() > 1 << 14 || clusters.into_iter().all(|c| self.bench.references(c) <= geometry.max_refcount()))
+            && (geometry.max_refcount() > 1 << 14
+                || clusters.into_iter().all(|c| self.bench.references(c) <= geometry.max_refcount()))
     }
 }
 

@@ -12,8 +12,8 @@ use crate::image::read_header;
 use crate::operations::check::FindingKind;
 use crate::storage::{OverlayStorage, ReadStorage, Storage};
 
+/// Number of L1 entries (4 bytes); the place of the table (8) follows.
 const L1_SIZE: u64 = 36;
-const L1_OFFSET: u64 = 40;
 const REFCOUNT_TABLE: u64 = 48;
 const REFCOUNT_CLUSTERS: u64 = 56;
 const AUTOCLEAR: u64 = 88;
@@ -107,11 +107,9 @@ pub(super) fn repair_l1_place<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> R
     if entries > needed && tail_is_wrong(bench, offset, needed, entries) {
         let size = u32::try_from(needed).unwrap_or(u32::MAX);
         bench.edit(Stage::Link, L1_SIZE, &size.to_be_bytes())?;
-        bench.note(
-            finding(RepairAction::CorrectHeader)
-                .at_host(L1_SIZE, 4)
-                .saying(format!("the L1 table has {entries} entries, {needed} are needed, and the others are not its own")),
-        );
+        bench.note(finding(RepairAction::CorrectHeader).at_host(L1_SIZE, 4).saying(format!(
+            "the L1 table has {entries} entries, {needed} are needed, and the others are not its own"
+        )));
     }
     let bytes = needed.max(1).saturating_mul(8);
     let lost = offset == 0 || offset >= bench.base_length;
@@ -137,7 +135,6 @@ pub(super) fn repair_l1_place<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> R
             .at_guest(0, geometry.virtual_size())
             .saying("the active L1 table does not lie in the file: what it led to cannot be read"),
     );
-    debug_assert!(L1_OFFSET == L1_SIZE + 4);
     Ok(())
 }
 

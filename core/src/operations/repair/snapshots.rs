@@ -41,9 +41,14 @@ pub(super) fn repair_snapshots<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> 
     }
     let Some((mut snapshots, changed)) = find_table(bench, &area)? else {
         bench.note(
-            RepairFinding::new(FindingKind::SnapshotTable, Structure::SnapshotTable, RepairAction::DropSnapshot, "header")
-                .at_host(place, 0)
-                .saying(format!("there is no snapshot table at {place:#x}: its {count} snapshots are lost")),
+            RepairFinding::new(
+                FindingKind::SnapshotTable,
+                Structure::SnapshotTable,
+                RepairAction::DropSnapshot,
+                "header",
+            )
+            .at_host(place, 0)
+            .saying(format!("there is no snapshot table at {place:#x}: its {count} snapshots are lost")),
         );
         return name_table(bench, 0, 0);
     };
@@ -94,8 +99,7 @@ fn find_table<S: ReadStorage>(bench: &Workbench<'_, S>, area: &HeaderArea) -> Re
     }
     let (snapshots, changed) = parse(bench, start, area.header.snapshot_count)?;
     let plausible = snapshots.first().is_some_and(|first| {
-        first.l1_table_offset != 0 && u64::from(first.l1_size).saturating_mul(8) <= bench.base_length
-            || start == place
+        first.l1_table_offset != 0 && u64::from(first.l1_size).saturating_mul(8) <= bench.base_length || start == place
     });
     Ok((plausible && !snapshots.is_empty()).then_some((snapshots, changed || start != place)))
 }
@@ -149,7 +153,8 @@ fn extra_length<S: ReadStorage>(bench: &Workbench<'_, S>, entry: &[u8], stated: 
 
 /// Whether an entry may begin here.
 fn is_plausible<S: ReadStorage>(bench: &Workbench<'_, S>, entry: &[u8]) -> bool {
-    let Some((snapshot, _)) = Snapshot::extra_data_length(entry).ok().and_then(|extra| parse_entry(entry, extra)) else {
+    let Some((snapshot, _)) = Snapshot::extra_data_length(entry).ok().and_then(|extra| parse_entry(entry, extra))
+    else {
         return false;
     };
     let l1 = snapshot.l1_table_offset;
@@ -206,9 +211,8 @@ fn repair_entry<S: ReadStorage>(
     let coverage = geometry.l2_coverage().max(1);
     let size = snapshot.virtual_size().unwrap_or_else(|| geometry.virtual_size());
     let needed = size.div_ceil(coverage).saturating_add(snapshot.vm_state_size().div_ceil(coverage));
-    let fits = |entries: u64| {
-        place.saturating_add(entries.saturating_mul(8)) < bench.base_length.saturating_add(geometry.cluster_size())
-    };
+    let reach = bench.base_length.saturating_add(geometry.cluster_size());
+    let fits = |entries: u64| place.saturating_add(entries.saturating_mul(8)) < reach;
     if entries.saturating_mul(8) > MAX_L1_BYTES || (entries > needed && !fits(entries)) {
         snapshot.l1_size = u32::try_from(needed.min(entries)).unwrap_or(u32::MAX);
         let what = format!("its L1 table has {entries} entries, {needed} are needed");
@@ -231,7 +235,7 @@ fn repair_entry<S: ReadStorage>(
         bench.note(finding(FindingKind::SnapshotL1Table, RepairAction::AlignEntry, what));
         return Ok(Some(snapshot));
     }
-    if bytes > MAX_L1_BYTES || start == 0 || start >= bench.base_length {
+    if bytes > MAX_L1_BYTES || start == 0 {
         let what = format!("its L1 table at {place:#x} does not lie in the file: nothing of it can be read");
         bench.note(finding(FindingKind::SnapshotL1Table, RepairAction::DropSnapshot, what));
         return Ok(None);
@@ -239,7 +243,8 @@ fn repair_entry<S: ReadStorage>(
     let l1 = area.header.l1_table_offset;
     let l1_end = l1.saturating_add(u64::from(area.header.l1_size).saturating_mul(8));
     let shared = start < geometry.align_up(l1_end) && l1 < start.saturating_add(bytes.max(1));
-    if shared || !fits(u64::from(snapshot.l1_size)) {
+    if shared || !fits(u64::from(snapshot.l1_size)) || start >= bench.base_length {
+        // Past the end of the file it reads as zeros.
         let mut table = vec![0u8; usize::try_from(bytes).unwrap_or(0)];
         bench.overlay.read_at(start, &mut table)?;
         snapshot.l1_table_offset = bench.write_new(&table)?.get();

@@ -109,16 +109,14 @@ impl Places {
 
     /// What has its only place in a cluster.
     pub(super) fn fixed_at(&self, cluster: u64) -> Option<Structure> {
-        let inside = |&&(first, count, _): &&(u64, u64, Structure)| {
-            first <= cluster && cluster < first.saturating_add(count)
-        };
+        let inside =
+            |&&(first, count, _): &&(u64, u64, Structure)| first <= cluster && cluster < first.saturating_add(count);
         self.fixed.iter().find(inside).map(|&(_, _, structure)| structure)
     }
 
-    /// Whether a range of clusters touches a fixed place or the refcounts.
+    /// Whether a range of clusters touches a fixed place.
     pub(super) fn any_within(&self, clusters: core::ops::Range<u64>) -> bool {
         self.fixed.iter().any(|&(first, count, _)| first < clusters.end && clusters.start < first.saturating_add(count))
-            || self.refcounts.range(clusters).next().is_some()
     }
 
     pub(super) fn is_refcounts(&self, cluster: u64) -> bool {
@@ -168,9 +166,8 @@ impl<S: ReadStorage> L1Entries<'_, '_, S> {
         let offset = L1Entry::offset_bits(slot.raw);
         let copied = L1Entry::copied_bit(slot.raw);
         let here = HostRef { offset: HostOffset::new(offset), copied };
-        let drop = |kind, message: String| {
-            Ok(Some(Verdict { new: None, kind, action: RepairAction::DropEntry, message }))
-        };
+        let drop =
+            |kind, message: String| Ok(Some(Verdict { new: None, kind, action: RepairAction::DropEntry, message }));
         if offset == 0 {
             let what = format!("the entry {:#x} names no table", slot.raw);
             return Ok(Some(Verdict {
@@ -181,7 +178,8 @@ impl<S: ReadStorage> L1Entries<'_, '_, S> {
             }));
         }
         if offset >= self.bench.base_length && !self.bench.taken.contains(&self.bench.cluster(offset)) {
-            let what = format!("the L2 table at {offset:#x} lies beyond the end of the file: all its entries read as 0");
+            let what =
+                format!("the L2 table at {offset:#x} lies beyond the end of the file: all its entries read as 0");
             return drop(FindingKind::BeyondEndOfFile, what);
         }
         if !geometry.is_aligned(offset) {
@@ -192,7 +190,7 @@ impl<S: ReadStorage> L1Entries<'_, '_, S> {
             return drop(FindingKind::Overlap, format!("the L2 table at {offset:#x} lies on the {structure}"));
         }
         if self.places.is_refcounts(cluster)
-            && !shape_of(self.bench.overlay, &geometry, self.bench.base_length, offset)?.is_table()
+            && !shape_of(self.bench.overlay, &geometry, self.bench.overlay.len()?, offset)?.is_table()
         {
             let what = format!("the L2 table at {offset:#x} lies on the refcounts, and does not look like a table");
             return drop(FindingKind::Overlap, what);
@@ -229,7 +227,7 @@ impl<S: ReadStorage> L1Entries<'_, '_, S> {
 
     /// Something else lies in the cluster too. What is put right in the table must not change that.
     fn judge_shared(&mut self, offset: u64, uses: Uses) -> Result<Option<Verdict>> {
-        let shape = shape_of(self.bench.overlay, &self.bench.geometry, self.bench.base_length, offset)?;
+        let shape = shape_of(self.bench.overlay, &self.bench.geometry, self.bench.overlay.len()?, offset)?;
         let kind = FindingKind::Overlap;
         if !shape.is_table() {
             let message = format!("the L2 table at {offset:#x} lies in a cluster of another use, and is no table");
@@ -252,7 +250,7 @@ impl<S: ReadStorage> L1Entries<'_, '_, S> {
         let cluster = self.bench.cluster(start);
         // The entry itself counts as a reference to the cluster in which it ends.
         let alone = self.bench.references(cluster) <= uses.total() && self.places.fixed_at(cluster).is_none();
-        let looks = shape_of(self.bench.overlay, &geometry, self.bench.base_length, start)?.is_table();
+        let looks = shape_of(self.bench.overlay, &geometry, self.bench.overlay.len()?, start)?.is_table();
         if alone && looks && start != 0 && !self.places.is_refcounts(cluster) {
             return Ok(Verdict {
                 new: Some(HostRef { offset: HostOffset::new(start), copied }),
