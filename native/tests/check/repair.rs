@@ -150,7 +150,8 @@ fn compare(bases: &mut Bases, base: &str, damaged: &Damaged, wrong: &mut Vec<Str
     let (code, words) = qemu(&["check", "-q", "-f", "qcow2"], &path);
     let after = contents(&storage, data.as_ref());
     let ours = Result::of(&after, &truth, code == 0);
-    if !ours.clean {
+    // Damage can make an image claim a data file that it never had.
+    if !ours.clean && !words.contains("data-file") {
         wrong.push(format!("not clean: {words} {}", told(&planned)));
     }
     if !planned.after.is_clean() {
@@ -229,10 +230,12 @@ fn repair_with_qemu(
     let path: PathBuf = bases.path("theirs.qcow2");
     std::fs::write(&path, &damaged.bytes).unwrap();
     let (code, _) = qemu(&["check", "-q", "-r", "all", "-f", "qcow2"], &path);
-    let bytes = std::fs::read(&path).unwrap();
     // A file that QEMU made huge is not worth the memory.
-    (bytes.len() < 64 << 20)
-        .then(|| Result::of(&contents(&MemoryStorage::from_bytes(&bytes), data_file), truth, code == 0))
+    if std::fs::metadata(&path).unwrap().len() > 64 << 20 {
+        return None;
+    }
+    let repaired = MemoryStorage::from_bytes(&std::fs::read(&path).unwrap());
+    Some(Result::of(&contents(&repaired, data_file), truth, code == 0))
 }
 
 #[test]

@@ -115,7 +115,10 @@ pub(super) fn repair_l1_place<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> R
     let lost = offset == 0 || offset >= bench.base_length;
     let cut = offset.saturating_add(bytes)
         >= bench.base_length.saturating_add(511 & !511).saturating_add(geometry.cluster_size());
-    if needed == 0 || !(lost || cut) {
+    let clusters = bench.cluster(offset)..=bench.cluster(offset.saturating_add(bytes).saturating_sub(1));
+    // What else lies in its clusters would be changed with it.
+    let shared = !lost && clusters.into_iter().any(|cluster| bench.old.references(cluster) > 1);
+    if needed == 0 || !(lost || cut || shared) {
         return Ok(());
     }
     let mut table = vec![0u8; usize::try_from(bytes).unwrap_or(0)];
@@ -129,12 +132,13 @@ pub(super) fn repair_l1_place<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> R
     size.copy_from_slice(&u32::try_from(needed).unwrap_or(u32::MAX).to_be_bytes());
     at.copy_from_slice(&place.get().to_be_bytes());
     bench.edit(Stage::Link, L1_SIZE, &field)?;
-    bench.note(
-        finding(RepairAction::MoveL1Table)
-            .at_host(offset, bytes)
-            .at_guest(0, geometry.virtual_size())
-            .saying("the active L1 table does not lie in the file: what it led to cannot be read"),
-    );
+    bench.note(finding(RepairAction::MoveL1Table).at_host(offset, bytes).at_guest(0, geometry.virtual_size()).saying(
+        if shared {
+            "something else lies in the clusters of the active L1 table"
+        } else {
+            "the active L1 table does not lie in the file: what it led to cannot be read"
+        },
+    ));
     Ok(())
 }
 

@@ -52,10 +52,11 @@ pub(super) fn repair_snapshots<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> 
         );
         return name_table(bench, 0, 0);
     };
+    let places: Vec<u64> = snapshots.iter().map(|snapshot| snapshot.l1_table_offset).collect();
     let before = snapshots.clone();
     let mut kept = Vec::with_capacity(snapshots.len());
     for (index, snapshot) in (0u32..).zip(snapshots.drain(..)) {
-        if let Some(snapshot) = repair_entry(bench, &area, index, snapshot)? {
+        if let Some(snapshot) = repair_entry(bench, &area, index, snapshot, &places)? {
             kept.push(snapshot);
         }
     }
@@ -190,6 +191,7 @@ fn repair_entry<S: ReadStorage>(
     area: &HeaderArea,
     index: u32,
     mut snapshot: Snapshot,
+    places: &[u64],
 ) -> Result<Option<Snapshot>> {
     let geometry = bench.geometry;
     let owner = format!("snapshot {index}");
@@ -240,9 +242,10 @@ fn repair_entry<S: ReadStorage>(
         bench.note(finding(FindingKind::SnapshotL1Table, RepairAction::DropSnapshot, what));
         return Ok(None);
     }
-    let l1 = area.header.l1_table_offset;
-    let l1_end = l1.saturating_add(u64::from(area.header.l1_size).saturating_mul(8));
-    let shared = start < geometry.align_up(l1_end) && l1 < start.saturating_add(bytes.max(1));
+    // Snapshots may have one L1 table in common; anything else in its clusters would be changed with it.
+    let same = u64::try_from(places.iter().filter(|&&other| other == place).count()).unwrap_or(u64::MAX);
+    let clusters = bench.cluster(start)..=bench.cluster(start.saturating_add(bytes).saturating_sub(1));
+    let shared = clusters.into_iter().any(|cluster| bench.old.references(cluster) > same);
     if shared || !fits(u64::from(snapshot.l1_size)) || start >= bench.base_length {
         // Past the end of the file it reads as zeros.
         let mut table = vec![0u8; usize::try_from(bytes).unwrap_or(0)];

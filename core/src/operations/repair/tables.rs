@@ -229,7 +229,7 @@ impl<S: ReadStorage> L1Entries<'_, '_, S> {
     fn judge_shared(&mut self, offset: u64, uses: Uses) -> Result<Option<Verdict>> {
         let shape = shape_of(self.bench.overlay, &self.bench.geometry, self.bench.overlay.len()?, offset)?;
         let kind = FindingKind::Overlap;
-        if !shape.is_table() {
+        if shape.valid == 0 {
             let message = format!("the L2 table at {offset:#x} lies in a cluster of another use, and is no table");
             return Ok(Some(Verdict { new: None, kind, action: RepairAction::DropEntry, message }));
         }

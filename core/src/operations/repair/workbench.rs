@@ -136,9 +136,9 @@ impl<'a, S: ReadStorage> Workbench<'a, S> {
         *slot = slot.saturating_add(count);
     }
 
-    /// The references to a cluster as far as they are known: as it was, or as it is now if these are more.
+    /// The references to a cluster, by the last walk.
     pub(super) fn references(&self, cluster: u64) -> u64 {
-        self.current.as_ref().map_or(0, |counts| counts.references(cluster)).max(self.old.references(cluster))
+        self.current.as_ref().unwrap_or(&self.old).references(cluster)
     }
 
     /// The recorded refcount is not 0.
@@ -147,7 +147,10 @@ impl<'a, S: ReadStorage> Workbench<'a, S> {
     }
 
     fn is_unused(&self, cluster: u64) -> bool {
-        self.references(cluster) == 0 && !self.added.contains_key(&cluster) && !self.taken.contains(&cluster)
+        self.references(cluster) == 0
+            && self.old.references(cluster) == 0
+            && !self.added.contains_key(&cluster)
+            && !self.taken.contains(&cluster)
     }
 
     fn is_free(&self, cluster: u64) -> bool {

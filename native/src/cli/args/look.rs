@@ -58,9 +58,22 @@ pub(crate) struct CheckArgs {
     /// Cache mode; only writeback, the default, is supported
     #[arg(short = 'T', long, value_name = "MODE", allow_hyphen_values = true)]
     pub(crate) cache: Option<String>,
-    /// Not supported yet: repair leaks, or all
+    /// Repair what is found: leaks (lost space alone) or all
     #[arg(short, long, value_name = "WHAT", allow_hyphen_values = true)]
     pub(crate) repair: Option<String>,
+    /// Show what a repair would do, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Keep what the repair overwrites in this new file, so that it can be undone
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    pub(crate) undo: Option<OsString>,
+    /// Undo a repair, with the file that --undo made
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true, conflicts_with_all = ["repair", "dry_run", "undo"])]
+    pub(crate) apply_undo: Option<OsString>,
+    /// With a repair: put the orphaned L2 table at a host offset back where it maps the disk from a guest offset on;
+    /// any number
+    #[arg(long, value_name = "HOST@GUEST", allow_hyphen_values = true, conflicts_with = "apply_undo")]
+    pub(crate) relink: Vec<String>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(flatten)]

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use qcowkit_core::Structure;
 use qcowkit_core::operations::CheckReport;
 use qcowkit_core::operations::check::{Finding, FindingKind, Severity};
+use qcowkit_core::operations::repair::{OrphanedTable, RepairAction, RepairFinding, RepairPlan};
 use serde_json::json;
 
 use super::super::json::Json;
@@ -118,14 +119,121 @@ pub(crate) fn human(report: &CheckReport, out: &mut dyn Write) -> io::Result<()>
     Ok(())
 }
 
+/// What a repair does, one line each.
+pub(crate) fn repairs(
+    planned: &RepairPlan,
+    dry_run: bool,
+    personality: Personality,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    out.flush()?;
+    let mut err = io::BufWriter::new(io::stderr().lock());
+    for finding in &planned.findings {
+        let word = match finding.action {
+            RepairAction::None => "cannot repair",
+            _ if dry_run => "would repair",
+            _ if personality.is_own() => "repairing",
+            _ => "Repairing",
+        };
+        writeln!(err, "{word}: {}", repair_line(finding))?;
+    }
+    if planned.findings_omitted > 0 {
+        writeln!(err, "... and {} more findings", planned.findings_omitted)?;
+    }
+    if personality.is_own() {
+        orphans(&planned.orphans, &mut err)?;
+    }
+    err.flush()
+}
+
+fn repair_line(finding: &RepairFinding) -> String {
+    let mut place = Vec::new();
+    let range = |name: &str, offset: u64, length: u64| match length {
+        0 => format!("{name} offset {offset:#x}"),
+        length => format!("{name} {offset:#x}..{:#x}", offset.saturating_add(length)),
+    };
+    if let Some(offset) = finding.host_offset {
+        place.push(range("host", offset, finding.host_length));
+    }
+    if let Some(offset) = finding.guest_offset {
+        place.push(range("guest", offset, finding.guest_length));
+    }
+    if !finding.owner.is_empty() {
+        place.push(finding.owner.clone());
+    }
+    format!("{} ({}): {}", finding.message, place.join(", "), finding.action.words())
+}
+
+/// L2 tables that nothing leads to.
+pub(crate) fn orphans(orphans: &[OrphanedTable], out: &mut dyn Write) -> io::Result<()> {
+    for orphan in orphans {
+        let guess = match orphan.likely_guest_offset {
+            Some(offset) => format!("most likely of guest offset {offset:#x}"),
+            None if orphan.possible_guest_offsets.is_empty() => "no part of the disk lacks a table".to_owned(),
+            None => {
+                let places = orphan.possible_guest_offsets.iter().map(|offset| format!("{offset:#x}"));
+                format!("possibly of guest offset {}", places.collect::<Vec<_>>().join(", "))
+            }
+        };
+        writeln!(
+            out,
+            "orphaned L2 table at host offset {:#x}: {} entries, {} lead to leaked clusters, score {}; {guess} \
+             (-r all --relink HOST@GUEST puts it back; another repair frees it)",
+            orphan.host_offset, orphan.entries, orphan.leaked_clusters, orphan.score
+        )?;
+    }
+    Ok(())
+}
+
+/// What qemu-img says after a repair.
+pub(crate) fn repaired(planned: &RepairPlan, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    {} corruptions\n\n\
+         Double checking the fixed image now...",
+        planned.leaks_fixed(),
+        planned.corruptions_fixed()
+    )
+}
+
+/// What a repair would come to.
+pub(crate) fn prospect(planned: &RepairPlan, out: &mut dyn Write) -> io::Result<()> {
+    if planned.is_empty() {
+        return writeln!(out, "Nothing to repair.");
+    }
+    writeln!(
+        out,
+        "A repair would fix {} leaked clusters and {} corruptions, and write {} bytes of metadata.",
+        planned.leaks_fixed(),
+        planned.corruptions_fixed(),
+        planned.bytes_to_write
+    )?;
+    let after = &planned.after;
+    if after.is_clean() {
+        writeln!(out, "No errors would be left.")
+    } else {
+        let (errors, leaks) = (after.corruptions + after.check_errors, after.leaks);
+        writeln!(out, "{errors} errors and {leaks} leaked clusters would be left.")
+    }
+}
+
 /// qemu-img's members, which it leaves out where they are 0; in our own mode all of the report as well, under `qcowkit`.
-pub(crate) fn json(report: &CheckReport, file: &OsStr, personality: Personality) -> io::Result<Json> {
+pub(crate) fn json(
+    report: &CheckReport,
+    planned: Option<(&RepairPlan, bool)>,
+    orphans: &[OrphanedTable],
+    file: &OsStr,
+    personality: Personality,
+) -> io::Result<Json> {
+    let fixed = planned.filter(|(_, dry_run)| !dry_run).map(|(planned, _)| planned);
     let counters = [
         ("image-end-offset", report.image_end_offset),
         ("compressed-clusters", report.compressed_clusters),
         ("total-clusters", report.total_clusters),
         ("corruptions", report.corruptions),
         ("leaks", report.leaks),
+        ("leaks-fixed", fixed.map_or(0, RepairPlan::leaks_fixed)),
+        ("corruptions-fixed", fixed.map_or(0, RepairPlan::corruptions_fixed)),
         ("allocated-clusters", report.allocated_clusters),
         ("fragmented-clusters", report.fragmented_clusters),
     ];
@@ -139,15 +247,18 @@ pub(crate) fn json(report: &CheckReport, file: &OsStr, personality: Personality)
     members.insert("filename".into(), file.to_string_lossy().into());
     members.insert("format".into(), "qcow2".into());
     if personality.is_own() {
-        members.insert(
-            "qcowkit".into(),
-            json!({
-                "warnings": report.warnings,
-                "incomplete": report.incomplete,
-                "findings": report.findings,
-                "findings_omitted": report.findings_omitted,
-            }),
-        );
+        let mut own = json!({
+            "warnings": report.warnings,
+            "incomplete": report.incomplete,
+            "findings": report.findings,
+            "findings_omitted": report.findings_omitted,
+            "orphaned_tables": orphans,
+        });
+        if let (Some((planned, dry_run)), Some(own)) = (planned, own.as_object_mut()) {
+            let key = if dry_run { "repair_plan" } else { "repair" };
+            own.insert(key.into(), serde_json::to_value(planned).map_err(io::Error::other)?);
+        }
+        members.insert("qcowkit".into(), own);
     }
     Ok(serde_json::Value::Object(members).into())
 }
