@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use qcowkit_core::format::{Name, format_by_magic};
 use qcowkit_core::image::{Found, Image, LayerFormat, OpenOptions, Opener, Reference, Role};
+use qcowkit_core::operations::repair::{RepairPlan, repair_dirty};
 use qcowkit_core::storage::{ReadStorage, StorageError, StorageErrorKind};
 use qcowkit_core::{Error, ErrorKind, Structure};
 
@@ -40,6 +41,8 @@ pub struct OpenRequest {
     pub force_share: bool,
     /// The options of a qcow2 image; `read_only` holds for all formats.
     pub options: OpenOptions,
+    /// Is told of a dirty image that was repaired because it was opened for writing.
+    pub repaired: fn(&Path, &RepairPlan),
 }
 
 impl Default for OpenRequest {
@@ -52,6 +55,7 @@ impl Default for OpenRequest {
             alone: false,
             force_share: false,
             options: options.read_only(),
+            repaired: |_, _| (),
         }
     }
 }
@@ -85,7 +89,8 @@ impl std::error::Error for OpenError {
     }
 }
 
-/// Opens an image, its locks, and its chain as far as the request allows.
+/// Opens an image, its locks, and its chain as far as the request allows. A dirty image that is opened for writing is
+/// repaired first, as QEMU does; [`OpenRequest::repaired`] is told.
 ///
 /// # Errors
 /// Which file of the chain failed, and why.
@@ -104,6 +109,11 @@ pub fn open(path: impl AsRef<Path>, request: &OpenRequest) -> Result<Disk, OpenE
         }
         LayerFormat::Raw => RawDisk::new(storage, &request.options).map(Disk::Raw).map_err(top),
         LayerFormat::Qcow2 => {
+            if !request.options.read_only
+                && let Some(plan) = repair_dirty(&storage).map_err(top)?
+            {
+                (request.repaired)(path, &plan);
+            }
             let mut opener = FileOpener::new(&file, request);
             opener.remember(&storage).map_err(top)?;
             let identity = Some(file.display().to_string());

@@ -467,7 +467,7 @@ impl<S: Storage> Image<S> {
             return Err(Error::unsupported("writing to an image marked corrupt: repair it first"));
         }
         if obstacles.dirty {
-            return Err(Error::unsupported("writing to an image marked dirty: its refcounts must be rebuilt first"));
+            return Err(Error::unsupported("writing to an image marked dirty: repair it first"));
         }
         self.metadata.guard()?;
         let header = &self.metadata.header().header;

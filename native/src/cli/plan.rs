@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::args::{BackingChoice, OpenArgs};
 use super::failure::Failure;
@@ -13,6 +13,7 @@ use crate::disk::{Disk, LayerView};
 use crate::file::FileStorage;
 use crate::open::{self, BackingPolicy, OpenRequest, format_by_name};
 use qcowkit_core::image::LayerFormat;
+use qcowkit_core::operations::repair::RepairPlan;
 
 /// What every verb works with.
 pub(crate) struct Session<'a> {
@@ -115,6 +116,7 @@ impl OpenArgs {
         let mut request = OpenRequest {
             backing: self.backing_policy(personality),
             force_share: self.force_share,
+            repaired: if personality.is_own() { tell_repair } else { tell_repair_as_qemu },
             ..OpenRequest::default()
         };
         request.options.read_only = !writable;
@@ -138,6 +140,25 @@ impl OpenArgs {
             None if personality.is_own() => BackingPolicy::SameDirectory,
             None => BackingPolicy::Follow,
         }
+    }
+}
+
+/// Says that a dirty image was repaired because it is going to be written.
+#[expect(clippy::print_stderr, reason = "the image was changed before anything was asked of it")]
+fn tell_repair(path: &Path, plan: &RepairPlan) {
+    eprintln!(
+        "qcowkit: {}: the image was not closed properly: repaired {} refcounts and entries that were too low or wrong, \
+         and {} leaked clusters",
+        path.display(),
+        plan.corruptions_fixed(),
+        plan.leaks_fixed()
+    );
+}
+
+#[expect(clippy::print_stderr, reason = "as QEMU does")]
+fn tell_repair_as_qemu(_: &Path, plan: &RepairPlan) {
+    for finding in &plan.findings {
+        eprintln!("Repairing {finding}");
     }
 }
 

@@ -370,3 +370,26 @@ fn beyond<S: ReadStorage>(overlay: &OverlayStorage<&S>, bench: &Workbench<'_, S>
 fn too_many_clusters() -> Error {
     Error::new(ErrorKind::Limit("the file has more clusters than can be checked".into()))
 }
+
+/// Repairs an image that is marked dirty, as QEMU does when it opens one for writing: with lazy refcounts, refcounts
+/// lag behind after a crash. `None` where the image is not dirty, or is marked corrupt: that is not repaired unasked.
+/// To be called before the image is opened for writing.
+///
+/// # Errors
+/// As [`plan`] and [`apply`]; an image that would not be sound afterwards, of which nothing is changed then.
+pub fn repair_dirty<S: Storage>(storage: &S) -> Result<Option<RepairPlan>> {
+    let obstacles = read_header(storage)?.write_obstacles();
+    if !obstacles.dirty || obstacles.corrupt {
+        return Ok(None);
+    }
+    let planned = plan(storage, RepairLevel::All, &RepairOptions::default(), &mut |_| ())?;
+    if planned.after.corruptions > 0 || planned.after.check_errors > 0 {
+        let what = alloc::format!(
+            "the image is marked dirty, and a repair would leave {} errors",
+            planned.after.corruptions.saturating_add(planned.after.check_errors)
+        );
+        return Err(Error::corrupt(Structure::Header, what));
+    }
+    apply(&planned, storage, false)?;
+    Ok(Some(planned))
+}

@@ -61,7 +61,8 @@ pub fn find_orphans<S: ReadStorage>(storage: &S) -> Result<Vec<OrphanedTable>> {
         }
         Ok(())
     })?;
-    let l1 = read_l1(storage, area.header.l1_table_offset, geometry.l1_entries())?;
+    let mut l1 = read_l1(storage, area.header.l1_table_offset, geometry.l1_entries())?;
+    l1.iter_mut().filter(|raw| leads_nowhere(**raw, &geometry, file_length)).for_each(|raw| *raw = 0);
     let mut orphans = Vec::new();
     let mut bytes = vec![0u8; geometry.cluster_len()];
     for cluster in leaked {
@@ -146,6 +147,12 @@ fn is_between(l1: &[u64], index: u64, host_offset: u64) -> bool {
     neighbours && before.is_none_or(|before| before < host_offset) && after.is_none_or(|after| host_offset < after)
 }
 
+/// Whether an L1 entry names no table that can be there.
+fn leads_nowhere(raw: u64, geometry: &Geometry, file_length: u64) -> bool {
+    let offset = L1Entry::offset_bits(raw);
+    offset == 0 || offset >= file_length || !geometry.is_aligned(offset)
+}
+
 fn read_l1(storage: &impl ReadStorage, offset: u64, entries: u64) -> Result<Vec<u64>> {
     let mut bytes = vec![0u8; usize::try_from(entries.saturating_mul(8)).unwrap_or(0)];
     storage.read_at(offset, &mut bytes)?;
@@ -175,7 +182,7 @@ pub(super) fn relink<S: ReadStorage>(bench: &mut Workbench<'_, S>, table: u64, g
     let at = area.header.l1_table_offset.saturating_add(index.saturating_mul(8));
     let mut old = [0u8; 8];
     bench.overlay.read_at(at, &mut old)?;
-    if old != [0; 8] {
+    if !leads_nowhere(u64::from_be_bytes(old), &geometry, bench.base_length) {
         return Err(Error::invalid(format!("guest offset {guest:#x} has an L2 table already")));
     }
     let entry = HostRef { offset: HostOffset::new(table), copied: false };

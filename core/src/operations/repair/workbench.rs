@@ -163,7 +163,9 @@ impl<'a, S: ReadStorage> Workbench<'a, S> {
     }
 
     fn grows(&self) -> bool {
-        self.overlay.base().capabilities().grows
+        let capabilities = self.overlay.base().capabilities();
+        // A file that is open for a plan alone is not written now, but would grow.
+        capabilities.grows || (capabilities.read_only && !capabilities.block_device)
     }
 
     /// Whole clusters, where the store cannot grow.
