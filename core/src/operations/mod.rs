@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`audit`](mod@audit) | a verdict on an image from a stranger, before anything else touches it |
 //! | [`check`](mod@check) | compares the references with the refcounts: what `qemu-img check` finds |
+//! | [`mod@delta`] | what an incremental backup has to take: the four-state map |
 //! | [`info`] | what an image says of itself |
 //! | [`lab`] | replays a workload under several policies and compares what became of the image |
 //! | [`repair`] | plans what would make a broken image sound, and carries it out |
@@ -14,6 +15,7 @@
 pub mod analyze;
 pub mod audit;
 pub mod check;
+pub mod delta;
 pub mod info;
 pub mod inspect;
 pub mod lab;

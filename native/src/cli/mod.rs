@@ -129,6 +129,7 @@ fn dispatch(verb: &Verb, session: &mut Session<'_>) -> Outcome {
         Verb::Rebase(args) => verbs::rebase::run(args, session),
         Verb::Dd(args) => verbs::dd::run(args, session),
         Verb::Bitmap(args) => verbs::bitmap::run(args, session),
+        Verb::Delta(args) => verbs::delta::run(args, session),
         Verb::Io(args) => verbs::io::run(args, session),
         Verb::Map(args) => verbs::map::run(args, session),
         Verb::Analyze(args) => verbs::analyze::run(args, session),

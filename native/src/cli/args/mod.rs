@@ -5,6 +5,7 @@ mod audit;
 mod bitmap;
 mod convert;
 mod create;
+mod delta;
 mod discard;
 mod io;
 mod lab;
@@ -23,6 +24,7 @@ pub(crate) use audit::AuditArgs;
 pub(crate) use bitmap::{BitmapAction, BitmapArgs};
 pub(crate) use convert::ConvertArgs;
 pub(crate) use create::CreateArgs;
+pub(crate) use delta::DeltaArgs;
 pub(crate) use discard::DiscardArgs;
 pub(crate) use io::IoArgs;
 pub(crate) use lab::{ChurnArgs, ReplayArgs, TraceOutput};
@@ -88,6 +90,9 @@ pub(crate) enum Verb {
     /// Add, remove, change and list the dirty bitmaps that record which parts of the disk were written
     #[command(infer_long_args = true)]
     Bitmap(BitmapArgs),
+    /// Tell what an incremental backup has to take: changed data, changed to zeros, as before; and how large it gets
+    #[command(infer_long_args = true)]
+    Delta(DeltaArgs),
     /// Read, write and discard by commands, in qemu-io's language
     #[command(infer_long_args = true)]
     Io(IoArgs),
@@ -147,6 +152,7 @@ impl Verb {
             Self::Rebase(_) => "rebase",
             Self::Dd(_) => "dd",
             Self::Bitmap(_) => "bitmap",
+            Self::Delta(_) => "delta",
             Self::Io(_) => "io",
             Self::Discard(_) => "discard",
             Self::Analyze(_) => "analyze",

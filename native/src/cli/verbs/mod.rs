@@ -11,6 +11,7 @@ pub(crate) mod convert;
 mod convert_bitmaps;
 pub(crate) mod create;
 pub(crate) mod dd;
+pub(crate) mod delta;
 pub(crate) mod discard;
 pub(crate) mod info;
 pub(crate) mod inspect;
