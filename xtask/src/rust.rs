@@ -9,13 +9,15 @@ use crate::toolchain::{self, I686, WASM};
 const BOUND: [&str; 3] = ["qcowkit-py", "qcowkit-wasm", "xtask-bindgen"];
 
 /// Feature sets that must build, apart from the default one: features only add.
-const FEATURE_SETS: [(&str, &str); 6] = [
+const FEATURE_SETS: [(&str, &str); 8] = [
     ("qcowkit-core", ""),
     ("qcowkit-core", "std"),
     ("qcowkit-core", "serde"),
     ("qcowkit-core", "zlib"),
     ("qcowkit-core", "zstd"),
     ("qcowkit", ""),
+    ("qcowkit", "cli"),
+    ("qcowkit", "fuse"),
 ];
 
 /// Everything that a plain Rust toolchain can prove.

@@ -10,8 +10,8 @@ use crate::toolchain;
 pub(crate) enum Need {
     /// qemu-img, qemu-io and qemu-nbd: the reference that the differential tests ask.
     Qemu,
-    /// Programs that make file systems: for images on them, and for a real file system inside an image. Mounting is
-    /// root's, so nobody else needs them.
+    /// Programs that make file systems, and unmount what FUSE mounted: for images on them, and for a real file system
+    /// inside an image. Mounting is root's, so nobody else needs them.
     FileSystems,
     /// A Python with `venv` and `pip`.
     Venv,
@@ -45,7 +45,7 @@ impl Need {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Qemu => "qemu-img, qemu-io, qemu-nbd",
-            Self::FileSystems => "mkfs for ext4, xfs, btrfs and vfat",
+            Self::FileSystems => "mkfs for ext4, xfs, btrfs and vfat, fusermount3",
             Self::Venv => "python3 (3.11 or newer) with venv",
             Self::Node => "node (18 or newer) and npm",
             Self::Chromium => "chromium",
@@ -60,7 +60,7 @@ impl Need {
     pub(crate) fn packages(self) -> &'static [&'static str] {
         match self {
             Self::Qemu => &["qemu-utils"],
-            Self::FileSystems => &["e2fsprogs", "xfsprogs", "btrfs-progs", "dosfstools"],
+            Self::FileSystems => &["e2fsprogs", "xfsprogs", "btrfs-progs", "dosfstools", "fuse3"],
             Self::Venv => &["python3-venv"],
             Self::Node => &["nodejs", "npm"],
             Self::Chromium => &["chromium"],
@@ -77,7 +77,8 @@ impl Need {
             Self::Qemu => has("qemu-img") && has("qemu-io") && has("qemu-nbd"),
             Self::FileSystems => {
                 let makes = |name: &&str| has(name) || in_sbin(name);
-                !is_root() || ["mkfs.ext4", "debugfs", "mkfs.xfs", "mkfs.btrfs", "mkfs.vfat"].iter().all(makes)
+                let programs = ["mkfs.ext4", "debugfs", "mkfs.xfs", "mkfs.btrfs", "mkfs.vfat", "fusermount3"];
+                !is_root() || programs.iter().all(makes)
             }
             Self::Venv => python().is_some(),
             Self::Node => has("node") && has("npm"),
