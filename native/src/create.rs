@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
+use qcowkit_core::format::Name;
 use qcowkit_core::image::{CreateOptions, Image, LayerFormat, OpenOptions, Preallocation};
-use qcowkit_core::{Error, Result};
+use qcowkit_core::{Error, Result, Structure};
 
 use crate::disk::Disk;
 use crate::file::{FileAccess, FileStorage};
-use crate::open::lock_request;
+use crate::open::{lock_request, relative_to};
 
 /// What is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,15 +54,38 @@ impl NewImage {
     /// no space.
     pub fn create(&self, path: impl AsRef<Path>, open: OpenOptions) -> Result<Disk> {
         self.validate()?;
+        let path = path.as_ref();
         let storage = FileStorage::open(path, FileAccess::Create)?;
         storage.lock(lock_request(self.layer_format(), true))?;
         storage.set_barriers(self.durable);
         match &self.format {
             NewFormat::Raw(preallocation) => Disk::create_raw(storage, self.size, *preallocation),
             NewFormat::Qcow2(options) => {
-                Ok(Disk::Qcow2(Box::new(Image::create_with(storage, self.size, options, open)?)))
+                let image = match &options.data_file {
+                    None => Image::create_with(storage, self.size, options, open)?,
+                    Some(name) => {
+                        let data = self.create_data_file(path, name, &storage)?;
+                        Image::create_with_data_file(storage, data, self.size, options, open)?
+                    }
+                };
+                Ok(Disk::Qcow2(Box::new(image)))
             }
         }
+    }
+
+    /// Makes the data file where the image will look for it: its name is relative to the image, not to the current
+    /// directory.
+    fn create_data_file(&self, image: &Path, name: &str, beside: &FileStorage) -> Result<FileStorage> {
+        let path = relative_to(image, &Name::from(name)).map_err(|error| error.in_structure(Structure::DataFile))?;
+        let data = FileStorage::open(path, FileAccess::Create).map_err(Error::from)?;
+        if data.identity()?.is_some() && data.identity()? == beside.identity()? {
+            return Err(
+                Error::invalid("the image and its data file are the same file").in_structure(Structure::DataFile)
+            );
+        }
+        data.lock(lock_request(LayerFormat::Raw, true))?;
+        data.set_barriers(self.durable);
+        Ok(data)
     }
 
     /// The format alone.

@@ -43,6 +43,7 @@ pub mod extents;
 pub mod file;
 pub mod info;
 pub mod lock;
+pub mod measure;
 #[cfg(all(feature = "fuse", target_os = "linux"))]
 pub mod mount;
 pub mod open;

@@ -37,6 +37,8 @@ pub struct OpenRequest {
     pub backing: BackingPolicy,
     /// The backing chain and the data file are not needed and are left out.
     pub alone: bool,
+    /// The data file of the image itself, in place of the one that it names; named here, it may be opened.
+    pub data_file: Option<PathBuf>,
     /// No locks are taken: to look at an image in use.
     pub force_share: bool,
     /// The options of a qcow2 image; `read_only` holds for all formats.
@@ -53,6 +55,7 @@ impl Default for OpenRequest {
             format: None,
             backing: BackingPolicy::default(),
             alone: false,
+            data_file: None,
             force_share: false,
             options: options.read_only(),
             repaired: |_, _| (),
@@ -296,6 +299,7 @@ impl Gate {
 pub struct FileOpener {
     gate: Gate,
     alone: bool,
+    data_file: Option<PathBuf>,
     force_share: bool,
     seen: BTreeSet<FileIdentity>,
     /// The backing files from the top down, also those that failed.
@@ -309,6 +313,7 @@ impl FileOpener {
         Self {
             gate: Gate::new(request.backing, top),
             alone: request.alone,
+            data_file: request.data_file.clone(),
             force_share: request.force_share,
             seen: BTreeSet::new(),
             trail: Vec::new(),
@@ -332,7 +337,10 @@ impl FileOpener {
     }
 
     fn try_open(&mut self, reference: &Reference<'_>, path: &Path, what: &str) -> Result<Found<FileStorage>, Error> {
-        self.gate.admit(path, what)?;
+        let given = reference.role == Role::DataFile && reference.depth == 0 && self.data_file.is_some();
+        if !given {
+            self.gate.admit(path, what)?;
+        }
         let access = if reference.writable { FileAccess::Write } else { FileAccess::Read };
         let storage = FileStorage::open(path, access)?;
         if !self.remember(&storage)? {
@@ -359,7 +367,10 @@ impl Opener<FileStorage> for FileOpener {
             Role::DataFile => ("data file", Structure::DataFile),
         };
         let image = PathBuf::from(reference.from.unwrap_or_default());
-        let path = relative_to(&image, reference.name).map_err(|error| error.in_structure(structure))?;
+        let path = match (&self.data_file, reference) {
+            (Some(path), Reference { role: Role::DataFile, depth: 0, .. }) => path.clone(),
+            _ => relative_to(&image, reference.name).map_err(|error| error.in_structure(structure))?,
+        };
         if reference.role == Role::Backing {
             self.trail.push(path.clone());
         }

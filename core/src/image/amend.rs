@@ -11,12 +11,12 @@ use alloc::vec::Vec;
 use byteorder::{BigEndian, ByteOrder};
 
 use super::Image;
-use crate::error::{Error, ErrorKind, Result, Structure};
+use crate::error::{Error, Result, Structure};
 use crate::format::{
     AutoclearFeatures, CompatibleFeatures, Extension, FeatureName, HeaderArea, HostOffset, IncompatibleFeatures,
-    MAX_L1_BYTES, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, Name, Reader, Snapshot,
+    MAX_L1_BYTES, Name, Snapshot,
 };
-use crate::metadata::{Expansion, Quarantined};
+use crate::metadata::{Expansion, Quarantined, read_snapshots};
 use crate::storage::Storage;
 
 /// Steps of one stage, for the progress.
@@ -275,29 +275,8 @@ impl<S: Storage> Image<S> {
         self.commit()
     }
 
-    /// The snapshot table, within its limits.
     fn snapshot_entries(&self) -> Result<Vec<Snapshot>> {
-        let header = &self.header().header;
-        let limit = |what: String| Error::new(ErrorKind::Limit(what)).in_structure(Structure::SnapshotTable);
-        if header.snapshot_count > MAX_SNAPSHOTS {
-            return Err(limit(alloc::format!("{} snapshots", header.snapshot_count)));
-        }
-        let mut at = header.snapshots_offset;
-        let mut snapshots = Vec::new();
-        for _ in 0..header.snapshot_count {
-            let mut fixed = [0u8; Snapshot::FIXED_LENGTH];
-            self.storage.read_at(at, &mut fixed)?;
-            let length = Snapshot::entry_length(&fixed)?;
-            let end = at.saturating_add(length);
-            if end.saturating_sub(header.snapshots_offset) > MAX_SNAPSHOT_TABLE_BYTES {
-                return Err(limit("a snapshot table larger than 64 MiB".into()));
-            }
-            let mut bytes = vec![0u8; usize::try_from(length).unwrap_or(0)];
-            self.storage.read_at(at, &mut bytes)?;
-            snapshots.push(Snapshot::parse(&mut Reader::new(&bytes, Structure::SnapshotTable, at))?);
-            at = end;
-        }
-        Ok(snapshots)
+        read_snapshots(&self.header().header, &self.storage)
     }
 
     /// The L1 table of a snapshot.

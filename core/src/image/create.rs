@@ -10,10 +10,10 @@ use super::{Image, OpenOptions};
 use crate::codec::CompressionType;
 #[cfg(feature = "crypto")]
 use crate::crypto::NewVolume;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result, Structure};
 use crate::format::{
-    CompatibleFeatures, Extension, FeatureName, Geometry, Header, HeaderArea, HostOffset, IncompatibleFeatures, Name,
-    encode_refcount_table_entry, write_refcount,
+    AutoclearFeatures, CompatibleFeatures, Extension, FeatureName, Geometry, Header, HeaderArea, HostOffset,
+    IncompatibleFeatures, Name, encode_refcount_table_entry, write_refcount,
 };
 use crate::storage::{Storage, ZeroMode};
 
@@ -53,6 +53,11 @@ pub struct CreateOptions {
     pub backing_file: Option<String>,
     /// The format of the backing file.
     pub backing_format: Option<String>,
+    /// The name of the external data file, stored as it is given: guest data go there. Version 3. See
+    /// [`Image::create_with_data_file`].
+    pub data_file: Option<String>,
+    /// The data file stays valid as a raw image of the disk. Needs one, and no backing file.
+    pub data_file_raw: bool,
     /// What is reserved.
     pub preallocation: Preallocation,
     /// The LUKS volume that guest data are encrypted with, if they are to be.
@@ -71,6 +76,8 @@ impl Default for CreateOptions {
             compression: CompressionType::Zlib,
             backing_file: None,
             backing_format: None,
+            data_file: None,
+            data_file_raw: false,
             preallocation: Preallocation::Off,
             #[cfg(feature = "crypto")]
             encryption: None,
@@ -109,10 +116,17 @@ impl CreateOptions {
                 (self.lazy_refcounts, "lazy refcounts"),
                 (self.extended_l2, "extended L2 entries"),
                 (self.compression != CompressionType::Zlib, "compression types other than zlib"),
+                (self.data_file.is_some(), "external data files"),
             ];
             if let Some((_, what)) = needs.iter().find(|(wanted, _)| *wanted) {
                 return Err(Error::invalid(alloc::format!("{what} need compat=1.1 or later")));
             }
+        }
+        if self.data_file_raw && self.data_file.is_none() {
+            return Err(Error::invalid("data-file-raw requires data-file"));
+        }
+        if self.data_file_raw && self.backing_file.is_some() {
+            return Err(Error::invalid("Backing file and data-file-raw cannot be used at the same time"));
         }
         if self.extended_l2 && self.cluster_size < 16 << 10 {
             return Err(Error::invalid("extended L2 entries need clusters of at least 16 KiB"));
@@ -124,7 +138,7 @@ impl CreateOptions {
             return Err(Error::invalid("a backing file and preallocation go together with extended L2 entries only"));
         }
         let (bits, order) = (self.cluster_size.trailing_zeros(), self.refcount_bits.trailing_zeros());
-        let geometry = Geometry::new(self.version, bits, order, self.extended_l2, false, size)
+        let geometry = Geometry::new(self.version, bits, order, self.extended_l2, self.data_file.is_some(), size)
             .ok_or_else(|| Error::invalid("the virtual size is beyond what the format holds"))?;
         if geometry.l1_entries().saturating_mul(8) > crate::format::MAX_L1_BYTES {
             return Err(Error::invalid(
@@ -156,6 +170,7 @@ impl CreateOptions {
         for (wanted, feature) in [
             (self.extended_l2, IncompatibleFeatures::EXTENDED_L2),
             (self.compression != CompressionType::Zlib, IncompatibleFeatures::COMPRESSION_TYPE),
+            (self.data_file.is_some(), IncompatibleFeatures::DATA_FILE),
         ] {
             if wanted {
                 header.incompatible = header.incompatible.with(feature);
@@ -164,7 +179,13 @@ impl CreateOptions {
         if self.lazy_refcounts {
             header.compatible = header.compatible.with(CompatibleFeatures::LAZY_REFCOUNTS);
         }
+        if self.data_file_raw {
+            header.autoclear = header.autoclear.with(AutoclearFeatures::DATA_FILE_RAW);
+        }
         let mut area = HeaderArea::new(header);
+        if let Some(name) = &self.data_file {
+            area.extensions.push(Extension::DataFile(Name::from(name.as_str())));
+        }
         if let Some(format) = &self.backing_format {
             area.extensions.push(Extension::BackingFormat(Name::from(format.as_str())));
         }
@@ -256,6 +277,20 @@ fn header_area_is_encrypted(area: &mut HeaderArea, offset: u64, length: u64) {
     area.extensions.push(Extension::CryptoHeader { offset, length });
 }
 
+/// Gives a data file its length. A device keeps what it holds, unless it has to read as the disk does.
+fn empty_data_file(data: &impl Storage, size: u64, raw: bool) -> Result<()> {
+    let file = |error| Error::from(error).in_structure(Structure::DataFile);
+    if data.capabilities().grows {
+        data.set_len(0).and_then(|()| data.set_len(size)).map_err(file)?;
+    } else if data.len().map_err(file)? < size {
+        return Err(Error::new(ErrorKind::NoSpace("the device is too small for the data file".into()))
+            .in_structure(Structure::DataFile));
+    } else if raw {
+        data.write_zeroes(0, size, ZeroMode::MayUnmap).map_err(file)?;
+    }
+    data.barrier().map_err(file)
+}
+
 /// Writes a table where it was never written before: of a file that was just cut, the zeros at its end are there.
 fn write_table(storage: &impl Storage, offset: u64, bytes: &[u8]) -> Result<()> {
     let used = match bytes.iter().rposition(|&byte| byte != 0) {
@@ -273,7 +308,7 @@ impl<S: Storage> Image<S> {
     ///
     /// # Errors
     /// Options that are out of range or do not go together (nothing is written then); a storage that fails or is too
-    /// small.
+    /// small; options with a data file (see [`Image::create_with_data_file`]).
     pub fn create(storage: S, size: u64, options: &CreateOptions) -> Result<Self> {
         Self::create_with(storage, size, options, OpenOptions::default())
     }
@@ -283,6 +318,33 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// As [`Image::create`].
     pub fn create_with(storage: S, size: u64, options: &CreateOptions, open: OpenOptions) -> Result<Self> {
+        if options.data_file.is_some() {
+            return Err(Error::invalid("the image needs its data file to be made"));
+        }
+        Self::create_on(storage, None, size, options, open)
+    }
+
+    /// Makes a new image whose guest data are in `data`, of which the old contents are lost, too. The name in the
+    /// options is what the image says; it is not looked at.
+    ///
+    /// A raw data file is mapped from the start, as QEMU does, so that tables change no more.
+    ///
+    /// # Errors
+    /// As [`Image::create`]; options without a data file.
+    pub fn create_with_data_file(
+        storage: S,
+        data: S,
+        size: u64,
+        options: &CreateOptions,
+        open: OpenOptions,
+    ) -> Result<Self> {
+        if options.data_file.is_none() {
+            return Err(Error::invalid("the options name no data file"));
+        }
+        Self::create_on(storage, Some(data), size, options, open)
+    }
+
+    fn create_on(storage: S, data: Option<S>, size: u64, options: &CreateOptions, open: OpenOptions) -> Result<Self> {
         let size = size.checked_next_multiple_of(512).ok_or_else(|| Error::invalid("the virtual size is too large"))?;
         let plan = Plan::new(options.validate(size)?, options.encryption_header_bytes().unwrap_or(0));
         let header = options.header(&plan).emit()?;
@@ -293,6 +355,9 @@ impl<S: Storage> Image<S> {
             return Err(crate::ErrorKind::NoSpace("the storage is too small for an empty image".into()).into());
         } else {
             storage.discard(0, storage.len()?)?;
+        }
+        if let Some(data) = &data {
+            empty_data_file(data, size, options.data_file_raw)?;
         }
         plan.write_tables(&storage)?;
         #[cfg(feature = "crypto")]
@@ -306,12 +371,17 @@ impl<S: Storage> Image<S> {
         // The key is at hand: nothing has to be derived.
         let mut image = Self::open(storage, OpenOptions { keys: None, ..open.metadata_only() })?;
         (image.options.ignore_missing_files, image.options.keys) = (ignore_missing_files, keys);
+        image.data_file = data;
         #[cfg(feature = "crypto")]
         if let Some(volume) = &options.encryption {
             image.unlock_with(volume.master_key().clone())?;
         }
-        if options.preallocation != Preallocation::Off {
-            image.preallocate(0, size, options.preallocation)?;
+        let preallocation = match options.preallocation {
+            Preallocation::Off if options.data_file_raw => Preallocation::Metadata,
+            asked => asked,
+        };
+        if preallocation != Preallocation::Off {
+            image.preallocate(0, size, preallocation)?;
         }
         Ok(image)
     }

@@ -27,7 +27,7 @@ pub enum Role {
 pub struct Reference<'a> {
     /// What for.
     pub role: Role,
-    /// The name as it stands in the image.
+    /// The name as it stands in the image; empty for a data file that the image does not name.
     pub name: &'a Name,
     /// The format that the image claims for it, if it does (backing files).
     pub format: Option<&'a Name>,
@@ -214,17 +214,19 @@ impl<S: Storage> Image<S> {
         if !self.geometry().data_file() {
             return Ok(());
         }
-        let Some(name) = self.header().data_file() else {
-            if self.options.ignore_missing_files {
-                return Ok(());
-            }
-            return Err(Error::corrupt(Structure::DataFile, "the image does not name its data file").at_depth(depth));
-        };
+        let unnamed = Name::new([]);
+        let name = self.header().data_file();
+        let named = name.is_some();
+        let name = name.unwrap_or(&unnamed);
         let writable = !self.options.read_only;
         let reference = Reference { role: Role::DataFile, name, format: None, depth, from, writable };
         match opener.open(&reference) {
             Ok(found) => self.data_file = Some(found.storage),
             Err(_) if self.options.ignore_missing_files => {}
+            Err(_) if !named => {
+                let error = Error::corrupt(Structure::DataFile, "the image does not name its data file");
+                return Err(error.at_depth(depth));
+            }
             Err(error) => return Err(error),
         }
         Ok(())

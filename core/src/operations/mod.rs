@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`audit`](mod@audit) | a verdict on an image from a stranger, before anything else touches it |
 //! | [`check`](mod@check) | compares the references with the refcounts: what `qemu-img check` finds |
+//! | [`measure`] | how large the file of a new image becomes |
 //! | [`mod@delta`] | what an incremental backup has to take: the four-state map |
 //! | [`info`] | what an image says of itself |
 //! | [`lab`] | replays a workload under several policies and compares what became of the image |
@@ -19,6 +20,7 @@ pub mod delta;
 pub mod info;
 pub mod inspect;
 pub mod lab;
+pub mod measure;
 pub mod repair;
 mod tables;
 pub mod walk;

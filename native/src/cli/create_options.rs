@@ -44,8 +44,8 @@ const OPTIONS: &[Known] = &[
     known("cluster_size", Kind::Size, 10, "qcow2 cluster size"),
     known("compat", Kind::Text, 19, "Compatibility level (v2 [0.10] or v3 [1.1])"),
     known("compression_type", Kind::Text, 13, "Compression method used for image cluster compression"),
-    refused("data_file", Kind::Text, 22, "File name of an external data file"),
-    refused("data_file_raw", Kind::Boolean, 23, "The external data file must stay valid as a raw image"),
+    known("data_file", Kind::Text, 22, "File name of an external data file"),
+    known("data_file_raw", Kind::Boolean, 23, "The external data file must stay valid as a raw image"),
     refused("encrypt.cipher-alg", Kind::Text, 2, "Name of encryption cipher algorithm"),
     refused("encrypt.cipher-mode", Kind::Text, 3, "Name of encryption cipher mode"),
     refused("encrypt.format", Kind::Text, 1, "Encrypt the image, format choices: 'aes', 'luks'"),
@@ -170,7 +170,7 @@ impl ImageOptions {
                 value.to_owned()
             }
         };
-        let harmless = matches!((key, value), ("nocow" | "encryption" | "data_file_raw", "off"));
+        let harmless = matches!((key, value), ("nocow" | "encryption", "off"));
         if !option.supported && !harmless {
             return Err(format!("The option '{key}' is not supported by qcowkit"));
         }
@@ -266,6 +266,8 @@ impl ImageOptions {
             compression,
             backing_file: self.text("backing_file"),
             backing_format: self.text("backing_fmt"),
+            data_file: self.text("data_file"),
+            data_file_raw: on("data_file_raw"),
             preallocation,
             encryption: None,
         };
@@ -310,6 +312,15 @@ fn qemu_words(options: &CreateOptions) -> Option<&'static str> {
             old && options.refcount_bits != 16,
             "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or \
              greater)",
+        ),
+        (options.data_file_raw && options.data_file.is_none(), "data-file-raw requires data-file"),
+        (
+            options.data_file.is_some() && old,
+            "External data files are only supported with compatibility level 1.1 and above (use version=v3 or greater)",
+        ),
+        (
+            options.data_file_raw && options.backing_file.is_some(),
+            "Backing file and data-file-raw cannot be used at the same time",
         ),
         (
             options.backing_format.is_some() && options.backing_file.is_none(),

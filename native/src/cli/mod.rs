@@ -119,6 +119,7 @@ fn run(words: &[OsString], personality: Personality, out: &mut dyn Write) -> Out
 fn dispatch(verb: &Verb, session: &mut Session<'_>) -> Outcome {
     match verb {
         Verb::Info(args) => verbs::info::run(args, session),
+        Verb::Measure(args) => verbs::measure::run(args, session),
         Verb::Amend(args) => verbs::amend::run(args, session),
         Verb::Create(args) => verbs::create::run(args, session),
         Verb::Check(args) => verbs::check::run(args, session),

@@ -116,6 +116,7 @@ impl OpenArgs {
         let mut request = OpenRequest {
             backing: self.backing_policy(personality),
             force_share: self.force_share,
+            data_file: self.data_file.clone(),
             repaired: if personality.is_own() { tell_repair } else { tell_repair_as_qemu },
             ..OpenRequest::default()
         };
@@ -251,6 +252,9 @@ fn image_opts(text: &OsStr, mut request: OpenRequest) -> Result<Source, Failure>
         match key.as_str() {
             "driver" => request.format = Some(known_format(value, OsStr::new(text))?),
             "file.filename" | "filename" => path = Some(PathBuf::from(value)),
+            "data-file.filename" | "data-file.file.filename" => request.data_file = Some(PathBuf::from(value)),
+            "data-file.driver" | "data-file.file.driver"
+                if matches!(value.as_str(), "file" | "raw" | "host_device") => {}
             "file.driver" if value == "file" || value == "host_device" => {}
             // Passes discards on to the file, which is what the image's own option decides here.
             "file.discard" => {

@@ -2,7 +2,7 @@ use std::ffi::OsString;
 
 use clap::Args;
 
-use super::OpenArgs;
+use super::reshape::ChangeArgs;
 
 /// `amend`.
 #[derive(Debug, Clone, Args)]
@@ -26,7 +26,7 @@ pub(crate) struct AmendArgs {
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]
-    pub(crate) open: OpenArgs,
+    pub(crate) open: ChangeArgs,
     /// The image
     #[arg(value_name = "FILE", num_args = 0..)]
     pub(crate) files: Vec<OsString>,

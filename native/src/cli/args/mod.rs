@@ -10,6 +10,7 @@ mod discard;
 mod io;
 mod lab;
 mod look;
+mod measure;
 #[cfg(all(feature = "fuse", target_os = "linux"))]
 mod mount;
 mod reshape;
@@ -29,6 +30,7 @@ pub(crate) use discard::DiscardArgs;
 pub(crate) use io::IoArgs;
 pub(crate) use lab::{ChurnArgs, ReplayArgs, TraceOutput};
 pub(crate) use look::{AnalyzeArgs, CheckArgs, CompareArgs, InfoArgs, InspectArgs, MapArgs};
+pub(crate) use measure::MeasureArgs;
 #[cfg(all(feature = "fuse", target_os = "linux"))]
 pub(crate) use mount::MountArgs;
 pub(crate) use reshape::{CommitArgs, DdArgs, RebaseArgs, ResizeArgs};
@@ -60,6 +62,9 @@ pub(crate) enum Verb {
     /// Change options of an image that exists: version, refcount width, size, names of files
     #[command(infer_long_args = true)]
     Amend(AmendArgs),
+    /// Tell how large the file of a new image becomes
+    #[command(infer_long_args = true)]
+    Measure(MeasureArgs),
     /// Show what an image says of itself
     #[command(infer_long_args = true)]
     Info(InfoArgs),
@@ -142,6 +147,7 @@ impl Verb {
         match self {
             Self::Create(_) => "create",
             Self::Amend(_) => "amend",
+            Self::Measure(_) => "measure",
             Self::Info(_) => "info",
             Self::Map(_) => "map",
             Self::Check(_) => "check",
@@ -207,6 +213,9 @@ pub(crate) struct OpenArgs {
     /// Which backing and data files that an image names may be opened [default: same-dir; as qemu-img: follow]
     #[arg(long, value_name = "WHICH")]
     pub(crate) backing_files: Option<BackingChoice>,
+    /// The data file of the image, instead of the one that it names
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data_file: Option<PathBuf>,
     /// Not supported: objects such as secrets
     #[arg(long, value_name = "OBJECT", hide = true)]
     pub(crate) object: Vec<String>,

@@ -1,4 +1,5 @@
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::Args;
 
@@ -10,6 +11,9 @@ pub(crate) struct ChangeArgs {
     /// Which backing and data files that an image names may be opened [default: same-dir; as qemu-img: follow]
     #[arg(long, value_name = "WHICH")]
     pub(crate) backing_files: Option<BackingChoice>,
+    /// The data file of the image, instead of the one that it names
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data_file: Option<PathBuf>,
     /// Not supported: objects such as secrets
     #[arg(long, value_name = "OBJECT", hide = true)]
     pub(crate) object: Vec<String>,
@@ -26,6 +30,7 @@ impl ChangeArgs {
             force_share: false,
             backing_files: self.backing_files,
             object: self.object.clone(),
+            data_file: self.data_file.clone(),
             image_opts: self.image_opts,
         }
     }

@@ -59,7 +59,7 @@ pub(crate) fn run(args: &AmendArgs, session: &mut Session<'_>) -> Outcome {
     let file = one_file(&args.files).map_err(|failure| Failure::new(failure.message))?;
     let durable = target_cache(args.cache.as_deref())?;
     let wants_help = list.wants_help();
-    let source = args.open.source(session.personality, file, args.format.as_deref(), !wants_help)?;
+    let source = args.open.open().source(session.personality, file, args.format.as_deref(), !wants_help)?;
     let mut disk = source.open(session.personality)?;
     if wants_help {
         return help(disk.format(), session);

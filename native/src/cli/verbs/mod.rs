@@ -18,6 +18,7 @@ pub(crate) mod inspect;
 pub(crate) mod io;
 pub(crate) mod lab;
 pub(crate) mod map;
+pub(crate) mod measure;
 #[cfg(all(feature = "fuse", target_os = "linux"))]
 pub(crate) mod mount;
 pub(crate) mod rebase;

@@ -1,0 +1,119 @@
+//! `measure`.
+
+use std::ffi::OsStr;
+
+use qcowkit_core::image::CreateOptions;
+use qcowkit_core::operations::measure::{Measure, Measurement};
+use qcowkit_core::{Error, ErrorKind};
+
+use crate::cli::args::{MeasureArgs, OutputFormat};
+use crate::cli::create_options::ImageOptions;
+use crate::cli::failure::{Failure, Outcome};
+use crate::cli::json::Json;
+use crate::cli::options::OptionList;
+use crate::cli::plan::Session;
+use crate::cli::size::SizeError;
+use crate::create::NewFormat;
+use crate::disk::Disk;
+use crate::measure::{bitmaps, data_clusters};
+use crate::open::format_by_name;
+
+/// Tells how large the file of a new image becomes.
+pub(crate) fn run(args: &MeasureArgs, session: &mut Session<'_>) -> Outcome {
+    args.open.check()?;
+    let list = OptionList::parse(&args.options).map_err(|error| Failure::new(error.to_string()))?;
+    let file = match (&args.files[..], &args.size) {
+        ([], None) => return Err(Failure::new("Either --size N or one filename must be specified.")),
+        ([_], Some(_)) => return Err(Failure::new("--size N cannot be used together with a filename.")),
+        ([_, _, ..], _) => return Err(Failure::new("At most one filename argument is allowed.")),
+        ([], Some(_)) => None,
+        ([file], None) => Some(file.as_os_str()),
+    };
+    if file.is_none() && (args.open.image_opts || args.format.is_some() || args.snapshot.is_some()) {
+        return Err(Failure::new("--image-opts, -f, and -l require a filename argument."));
+    }
+    let size = args.size.as_deref().map(disk_size).transpose()?;
+    let name = args.target_format.as_deref().unwrap_or("raw");
+    let format = format_by_name(name).map_err(|_| Failure::new(format!("Unknown file format '{name}'")))?;
+    let options = ImageOptions::parse(format, &list).map_err(|words| {
+        let program = session.personality.name();
+        Failure::new(format!("{words}\n{program}: Invalid options for file format '{name}'"))
+    })?;
+    let mut disk = file.map(|file| open(args, file, session)).transpose()?;
+    let size = disk.as_ref().map_or(size.unwrap_or(0), Disk::virtual_size);
+    let size = size.checked_next_multiple_of(512).unwrap_or(size);
+    let failed = |error: Error| Failure::new(words(&error));
+    let new = options.new_image(size).map_err(Failure::new)?;
+    let (measured, bitmap_bytes) = match &new.format {
+        NewFormat::Raw(_) => (Measurement { required: size, fully_allocated: size }, None),
+        NewFormat::Qcow2(options) => {
+            let measure = Measure::new(options, size, 0).map_err(failed)?;
+            of_qcow2(&measure, options, disk.as_mut(), args.discard_no_unref).map_err(failed)?
+        }
+    };
+    print(&measured, bitmap_bytes, args.output.output, session)?;
+    Ok(0)
+}
+
+fn open(args: &MeasureArgs, file: &OsStr, session: &Session<'_>) -> Result<Disk, Failure> {
+    let source = args.open.source(session.personality, file, args.format.as_deref(), false)?;
+    source.of_snapshot(args.snapshot.as_deref())?.open(session.personality)
+}
+
+fn of_qcow2(
+    measure: &Measure,
+    options: &CreateOptions,
+    disk: Option<&mut Disk>,
+    retained: bool,
+) -> Result<(Measurement, Option<u64>), Error> {
+    let Some(disk) = disk else { return Ok((measure.of(0), None)) };
+    let shapes = if options.version < 3 { None } else { bitmaps(disk)? };
+    // How much of it the new backing file has cannot be told without reading both.
+    let data = match options.backing_file {
+        Some(_) => u64::MAX,
+        None => data_clusters(disk, measure, retained)?,
+    };
+    Ok((measure.of(data), shapes.map(|shapes| measure.bitmaps(&shapes))))
+}
+
+/// An error without the name of its kind: the words say it.
+fn words(error: &Error) -> String {
+    match error.kind() {
+        ErrorKind::InvalidArgument(words) if words.contains("L1 table would exceed") => {
+            "The image size is too large (try using a larger cluster size)".into()
+        }
+        ErrorKind::InvalidArgument(words) => words.clone(),
+        _ => error.to_string(),
+    }
+}
+
+fn disk_size(text: &str) -> Result<u64, Failure> {
+    let out_of_range = || Failure::new(format!("Invalid image size specified. Must be between 0 and {}.", i64::MAX));
+    match crate::cli::size::parse(text) {
+        Ok(size) if i64::try_from(size).is_ok() => Ok(size),
+        Ok(_) | Err(SizeError::OutOfRange) => Err(out_of_range()),
+        Err(SizeError::NotANumber) => Err(Failure::new(format!("Invalid image size specified: '{text}'."))),
+    }
+}
+
+fn print(
+    measured: &Measurement,
+    bitmaps: Option<u64>,
+    format: OutputFormat,
+    session: &mut Session<'_>,
+) -> std::io::Result<()> {
+    match format {
+        OutputFormat::Human => {
+            writeln!(session.out, "required size: {}", measured.required)?;
+            writeln!(session.out, "fully allocated size: {}", measured.fully_allocated)?;
+            bitmaps.map_or(Ok(()), |bytes| writeln!(session.out, "bitmaps size: {bytes}"))
+        }
+        OutputFormat::Json => {
+            let mut members: Vec<(String, Json)> = Vec::new();
+            members.extend(bitmaps.map(|bytes| ("bitmaps".to_owned(), bytes.into())));
+            members.push(("required".into(), measured.required.into()));
+            members.push(("fully-allocated".into(), measured.fully_allocated.into()));
+            Json::Object(members).print(session.out)
+        }
+    }
+}
