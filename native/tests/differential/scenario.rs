@@ -77,6 +77,8 @@ impl Scenario {
             lazy_refcounts: version == 3 && rng.one_in(5),
             compression,
             backing_file: (backing != Backing::None).then(|| "base".to_owned()),
+            data_file: None,
+            data_file_raw: false,
             backing_format: (backing != Backing::None)
                 .then(|| if backing == Backing::Raw { "raw" } else { "qcow2" }.to_owned()),
             preallocation,
