@@ -296,3 +296,59 @@ fn subclusters() {
     run(&create(3, 16 << 10, 16, true), 600_064, 0, 6);
     run(&over(create(3, 16 << 10, 32, true)), 600_064, 250_000, 3);
 }
+
+/// Extra data that a later version wrote, beside snapshots that come and go.
+#[test]
+fn unknown_extra_data_and_vm_state_sizes_survive() {
+    let storage = Image::create(MemoryStorage::new(), 1 << 20, &create(3, 512, 16, false)).unwrap().close().unwrap();
+    let mut image = Image::open(storage, OpenOptions::default()).unwrap();
+    let taken = |name: &str, size| NewSnapshot { name: name.into(), vm_state_size: size, ..NewSnapshot::default() };
+    image.write_at(0, &[1; 5000]).unwrap();
+    image.create_snapshot(&taken("UNKNOWN7old", 5 << 30)).unwrap();
+    let at = image.header().header.snapshots_offset as usize;
+    let mut bytes = image.close().unwrap().to_vec().unwrap();
+    // Eight bytes of ID and name become extra data, so that the entry keeps its length.
+    bytes[at + 12..at + 16].copy_from_slice(&[0, 1, 0, 3]);
+    bytes[at + 36..at + 40].copy_from_slice(&32u32.to_be_bytes());
+    let mut image = Image::open(MemoryStorage::from_bytes(&bytes), OpenOptions::default()).unwrap();
+    let old = image.snapshots().unwrap().remove(0);
+    assert_eq!((old.unknown_extra_data(), &old.id, &old.name), (&b"1UNKNOWN"[..], &"7".into(), &"old".into()));
+    assert_eq!(image.create_snapshot(&taken("new", 0)).unwrap().id, "8");
+    image.write_at(0, &[2; 5000]).unwrap();
+    image.apply_snapshot(&id("8")).unwrap();
+    image.delete_snapshot(&id("8")).unwrap();
+    let kept = image.snapshots().unwrap();
+    assert_eq!(kept, [old]);
+    assert_eq!((kept[0].vm_state_size(), kept[0].virtual_size()), (5 << 30, Some(1 << 20)));
+    image.apply_snapshot(&id("7")).unwrap();
+    let mut byte = [0];
+    image.read_at(4999, &mut byte).unwrap();
+    assert_eq!(byte, [1]);
+}
+
+#[test]
+fn what_cannot_be_done_changes_nothing() {
+    let storage = Image::create(MemoryStorage::new(), 1 << 20, &create(3, 512, 16, false)).unwrap().close().unwrap();
+    let mut image = Image::open(storage, OpenOptions::default()).unwrap();
+    image.write_at(0, &[1; 5000]).unwrap();
+    image.create_snapshot(&NewSnapshot::default()).unwrap();
+    let plan = image.prepare_write(0, 512).unwrap();
+    let refused = [
+        image.create_snapshot(&NewSnapshot::default()).map(drop),
+        image.apply_snapshot(&id("1")),
+        image.delete_snapshot(&id("1")),
+    ];
+    assert!(refused.iter().all(|done| done.as_ref().is_err_and(|e| e.to_string().contains("planned write"))));
+    image.abort_write(plan).unwrap();
+    image.flush().unwrap();
+    let before = image.storage().to_vec().unwrap();
+    let long = NewSnapshot { name: Name::new(vec![b'x'; 70_000]), ..NewSnapshot::default() };
+    assert!(image.create_snapshot(&long).is_err());
+    assert!(image.apply_snapshot(&id("2")).is_err());
+    assert!(image.delete_snapshot(&id("2")).is_err());
+    assert!(image.storage().to_vec().unwrap() == before);
+    let options = OpenOptions::default().of_snapshot(id("1"));
+    let mut view = Image::open(image.close().unwrap(), options).unwrap();
+    assert!(view.write_at(0, &[1]).is_err() && view.delete_snapshot(&id("1")).is_err());
+    assert!(Image::open(MemoryStorage::from_bytes(&before), OpenOptions::default().of_snapshot(id("2"))).is_err());
+}
