@@ -305,7 +305,7 @@ impl<S: Storage> Image<S> {
             }
         }
         match self.layer_mut(plan.base)? {
-            Layer::Image(image) => image.flush()?,
+            Layer::Image(image) => image.finish()?,
             Layer::Raw { storage, .. } => storage.barrier()?,
         }
         Ok(plan.report)
@@ -340,7 +340,7 @@ impl<S: Storage> Image<S> {
         self.each_cluster(0, mapped, &context, |entry, context| Some(decide::discard(entry, context)))?;
         let tables = mapped.div_ceil(geometry.l2_entries().max(1));
         self.drop_tables(0, tables, self.options.policy.passes(DiscardType::Snapshot))?;
-        self.flush()?;
+        self.finish()?;
         self.unpacked = None;
         self.cut_free_end()
     }

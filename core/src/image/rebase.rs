@@ -108,11 +108,13 @@ impl<S: Storage> Image<S> {
         // Durable before the new backing file shows.
         self.flush()?;
         if stopped {
+            self.finish()?;
             return Ok(report);
         }
         self.metadata.replace_header(&self.storage, &area)?;
         self.backing = new.layer;
         self.unpacked = None;
+        self.finish()?;
         Ok(report)
     }
 
@@ -128,7 +130,7 @@ impl<S: Storage> Image<S> {
         self.metadata.replace_header(&self.storage, &area)?;
         self.backing = None;
         self.unpacked = None;
-        Ok(())
+        self.finish()
     }
 
     /// The header with another backing file, if it has room for it.

@@ -14,7 +14,7 @@ use crate::cli::size::{SizeError, parse};
 
 /// Changes the size of a disk.
 pub(crate) fn run(args: &ResizeArgs, session: &mut Session<'_>) -> Outcome {
-    let (file, change) = operands(&args.operands)?;
+    let (file, change) = operands(&args.operands, session.personality)?;
     let mode = preallocation_mode(args.preallocation.as_deref())?;
     let source = args.change.open().source(session.personality, file, args.format.as_deref(), true)?;
     let mut disk = source.open(session.personality)?;
@@ -73,10 +73,15 @@ impl Change {
 }
 
 /// The last word is the size, whatever it looks like.
-fn operands(words: &[OsString]) -> Result<(&OsStr, Change), Failure> {
+fn operands(words: &[OsString], personality: Personality) -> Result<(&OsStr, Change), Failure> {
     let [files @ .., size] = words else { return Err(Failure::usage("Expecting image file name and size")) };
     if let Some(option) = files.iter().find(|word| word.as_encoded_bytes().starts_with(b"-") && *word != "-") {
-        return Err(Failure::usage(format!("unrecognized option '{}'", option.display())));
+        let text = option.to_string_lossy();
+        let what = match text.strip_prefix('-').and_then(|rest| rest.chars().next()) {
+            Some(letter) if letter != '-' => format!("invalid option -- '{letter}'"),
+            _ => format!("unrecognized option '{text}'"),
+        };
+        return Err(crate::cli::spelled(personality, " resize", &what));
     }
     match files {
         [] => Err(Failure::usage("Expecting image file name and size")),
@@ -123,9 +128,9 @@ mod tests {
     #[test]
     fn the_last_word_is_the_size() {
         let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
-        assert_eq!(operands(&words(&["a", "-5k"])).unwrap(), (OsStr::new("a"), Change::Less(5120)));
+        assert_eq!(operands(&words(&["a", "-5k"]), Personality::Own).unwrap(), (OsStr::new("a"), Change::Less(5120)));
         for wrong in [&[][..], &["a"], &["a", "b", "1M"], &["-5k", "a"], &["--foo", "a", "1M"]] {
-            assert!(operands(&words(wrong)).is_err(), "{wrong:?}");
+            assert!(operands(&words(wrong), Personality::Own).is_err(), "{wrong:?}");
         }
     }
 }
