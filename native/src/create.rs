@@ -1,7 +1,9 @@
 //! Making new images by name.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use qcowkit_core::crypto::NewVolume;
 use qcowkit_core::format::Name;
 use qcowkit_core::image::{CreateOptions, Image, LayerFormat, OpenOptions, Preallocation};
 use qcowkit_core::{Error, Result, Structure};
@@ -44,6 +46,15 @@ impl NewImage {
             NewFormat::Raw(_) => Ok(()),
             NewFormat::Qcow2(options) => options.validate(size).map(drop),
         }
+    }
+
+    /// The same, encrypted by a LUKS volume, if one is given. Raw files are never encrypted.
+    #[must_use]
+    pub fn encrypted(mut self, volume: Option<Arc<NewVolume>>) -> Self {
+        if let NewFormat::Qcow2(options) = &mut self.format {
+            options.encryption = volume;
+        }
+        self
     }
 
     /// Makes the image, in place of what the file held before, and opens it for writing. A file that is in use is left

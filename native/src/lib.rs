@@ -42,6 +42,7 @@ pub mod error;
 pub mod extents;
 pub mod file;
 pub mod info;
+pub mod keys;
 pub mod lock;
 pub mod measure;
 #[cfg(all(feature = "fuse", target_os = "linux"))]

@@ -152,7 +152,7 @@ fn what_is_not_supported_is_said_and_nothing_is_touched() {
         ("create -f qcow2 -o encryption=on vm/base.qcow2 1M", "'encryption' is not supported"),
         ("create -f qcow2 -o cluster_size=3 vm/base.qcow2 1M", "Cluster size must be a power of two"),
         ("create -f qcow2 vm/base.qcow2 9E", "image size"),
-        ("create --object secret,id=x -f qcow2 vm/base.qcow2 1M", "--object is not supported"),
+        ("create --object secret,id=x -f qcow2 vm/base.qcow2 1M", "Must provide"),
         ("convert -l snap secret.raw vm/base.qcow2", "-l (a snapshot"),
         ("convert -r 1M secret.raw vm/base.qcow2", "-r (a limit"),
         ("convert --bitmaps secret.raw vm/base.qcow2", "--bitmaps is not supported"),

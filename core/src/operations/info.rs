@@ -266,8 +266,9 @@ impl LuksInfo {
         Self {
             cipher_alg: luks.cipher_algorithm(),
             cipher_mode,
+            // As QEMU, which writes one down also where it is not used.
+            ivgen_hash_alg: ivgen_hash_alg.filter(|_| ivgen_alg == "essiv"),
             ivgen_alg,
-            ivgen_hash_alg,
             hash_alg: luks.hash.to_string(),
             detached_header: false,
             uuid: luks.uuid.to_string(),

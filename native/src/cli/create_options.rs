@@ -2,11 +2,15 @@
 
 use std::fmt::Write as _;
 
+use std::time::Duration;
+
 use qcowkit_core::codec::CompressionType;
+use qcowkit_core::crypto::{CipherAlgorithm, CipherMode, HashAlgorithm, VectorGenerator};
 use qcowkit_core::image::{CreateOptions, LayerFormat, Preallocation};
 
 use super::options::{OptionList, boolean, number, size};
 use crate::create::{NewFormat, NewImage};
+use crate::keys::LuksOptions;
 
 /// How the value of an option is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,15 +50,15 @@ const OPTIONS: &[Known] = &[
     known("compression_type", Kind::Text, 13, "Compression method used for image cluster compression"),
     known("data_file", Kind::Text, 22, "File name of an external data file"),
     known("data_file_raw", Kind::Boolean, 23, "The external data file must stay valid as a raw image"),
-    refused("encrypt.cipher-alg", Kind::Text, 2, "Name of encryption cipher algorithm"),
-    refused("encrypt.cipher-mode", Kind::Text, 3, "Name of encryption cipher mode"),
-    refused("encrypt.format", Kind::Text, 1, "Encrypt the image, format choices: 'aes', 'luks'"),
-    refused("encrypt.hash-alg", Kind::Text, 4, "Name of encryption hash algorithm"),
-    refused("encrypt.iter-time", Kind::Number, 5, "Time to spend in PBKDF in milliseconds"),
-    refused("encrypt.ivgen-alg", Kind::Text, 6, "Name of IV generator algorithm"),
-    refused("encrypt.ivgen-hash-alg", Kind::Text, 7, "Name of IV generator hash algorithm"),
-    refused("encrypt.key-secret", Kind::Text, 8, "ID of secret providing qcow AES key or LUKS passphrase"),
-    refused(
+    known("encrypt.cipher-alg", Kind::Text, 2, "Name of encryption cipher algorithm"),
+    known("encrypt.cipher-mode", Kind::Text, 3, "Name of encryption cipher mode"),
+    known("encrypt.format", Kind::Text, 1, "Encrypt the image, format choices: 'aes', 'luks'"),
+    known("encrypt.hash-alg", Kind::Text, 4, "Name of encryption hash algorithm"),
+    known("encrypt.iter-time", Kind::Number, 5, "Time to spend in PBKDF in milliseconds"),
+    known("encrypt.ivgen-alg", Kind::Text, 6, "Name of IV generator algorithm"),
+    known("encrypt.ivgen-hash-alg", Kind::Text, 7, "Name of IV generator hash algorithm"),
+    known("encrypt.key-secret", Kind::Text, 8, "ID of secret providing qcow AES key or LUKS passphrase"),
+    known(
         "encryption",
         Kind::Boolean,
         0,
@@ -123,6 +127,15 @@ pub(crate) const fn format_name(format: LayerFormat) -> &'static str {
         LayerFormat::Raw => "raw",
         LayerFormat::Qcow2 => "qcow2",
     }
+}
+
+/// How guest data of a new image are to be encrypted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct WantedEncryption {
+    /// The volume.
+    pub(crate) luks: LuksOptions,
+    /// The name of its key.
+    pub(crate) key_secret: Option<String>,
 }
 
 /// The options of a new image, checked one by one.
@@ -241,6 +254,52 @@ impl ImageOptions {
             LayerFormat::Qcow2 => NewFormat::Qcow2(self.qcow2(preallocation)?),
         };
         Ok(NewImage { size: virtual_size, format, durable: true })
+    }
+
+    /// How guest data are to be encrypted, if they are.
+    ///
+    /// # Errors
+    /// Words that are not known, in QEMU's words; QEMU's AES of old, which is not made any more.
+    pub(crate) fn encryption(&self) -> Result<Option<WantedEncryption>, String> {
+        let text = |key: &str| self.text(&format!("encrypt.{key}"));
+        let on = self.text("encryption").is_some_and(|value| boolean("encryption", &value).unwrap_or(false));
+        match (text("format").as_deref(), on) {
+            (Some("luks"), false) => {}
+            (Some("luks"), true) => return Err("Options encryption and encrypt.format are mutually exclusive".into()),
+            (Some("aes"), _) | (None, true) => {
+                return Err("AES encryption of qcow2 does not protect: images that have it are read and written, but \
+                            none are made; encrypt.format=luks"
+                    .into());
+            }
+            (Some(other), _) => return Err(refused_value("encrypt.format", other)),
+            (None, false) if self.given.iter().any(|(option, _)| option.name.starts_with("encrypt.")) => {
+                return Err("Parameter 'encrypt.format' is missing".into());
+            }
+            (None, false) => return Ok(None),
+        }
+        let words = |error: qcowkit_core::Error| super::keys::plain(&error);
+        let mut luks = LuksOptions::default();
+        if let Some(name) = text("cipher-alg") {
+            luks.spec.algorithm = CipherAlgorithm::from_name(&name).map_err(words)?;
+        }
+        if let Some(name) = text("cipher-mode") {
+            luks.spec.mode = CipherMode::from_name(&name).map_err(words)?;
+        }
+        if let Some(name) = text("hash-alg") {
+            luks.hash = HashAlgorithm::from_name(&name).map_err(words)?;
+        }
+        let vector_hash = text("ivgen-hash-alg").map(|name| HashAlgorithm::from_name(&name)).transpose();
+        let vector_hash = vector_hash.map_err(words)?.unwrap_or(HashAlgorithm::Sha256);
+        luks.spec.vectors = match text("ivgen-alg").as_deref() {
+            None | Some("plain64") => VectorGenerator::Plain64,
+            Some("plain") => VectorGenerator::Plain,
+            Some("essiv") => VectorGenerator::Essiv(vector_hash),
+            Some(other) => return Err(refused_value("ivgen-alg", other)),
+        };
+        if let Some(milliseconds) = text("iter-time").and_then(|text| text.parse().ok()) {
+            luks.iter_time = Duration::from_millis(milliseconds);
+        }
+        Ok(Some(WantedEncryption { luks, key_secret: text("key-secret") }))
     }
 
     fn qcow2(&self, preallocation: Preallocation) -> Result<CreateOptions, String> {

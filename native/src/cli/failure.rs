@@ -76,6 +76,8 @@ fn own_open(error: &OpenError) -> String {
     let hint = match error.error.kind() {
         ErrorKind::Locked(_) => " -U looks at it all the same, but what it reads may be inconsistent",
         ErrorKind::Denied(_) => "; --backing-files=follow opens it, for images that are trusted",
+        ErrorKind::Encrypted(_) => "; --key-file or --key-env give it",
+        ErrorKind::Limit(what) if what.contains("key derivation") => "; --max-key-iterations allows more",
         ErrorKind::NotQcow2 => "; -f raw takes its bytes as they are",
         _ => "",
     };
@@ -106,6 +108,8 @@ fn qemu_open(error: &OpenError) -> String {
         (Some(words), _) => format!("Could not open '{failed}': {words}"),
         (None, ErrorKind::NotQcow2) => "Image is not in qcow2 format".to_owned(),
         (None, ErrorKind::Encrypted(_)) => "Parameter 'encrypt.key-secret' is required for cipher".to_owned(),
+        (None, ErrorKind::WrongKey(_)) => "Invalid password, cannot unlock any keyslot".to_owned(),
+        (None, ErrorKind::InvalidArgument(words)) => words.clone(),
         (None, ErrorKind::Locked(_)) => qemu_lines(&error.error, Personality::QemuImg),
         (None, _) => error.error.to_string(),
     };

@@ -4,14 +4,17 @@ use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::args::{BackingChoice, OpenArgs};
+use super::args::{BackingChoice, KeyArgs, OpenArgs};
 use super::failure::Failure;
 use super::options::OptionList;
 use super::personality::Personality;
 use super::runtime;
+use super::secrets::Secrets;
 use crate::disk::{Disk, LayerView};
 use crate::file::FileStorage;
 use crate::open::{self, BackingPolicy, OpenRequest, format_by_name};
+use qcowkit_core::ErrorKind;
+use qcowkit_core::crypto::{EncryptionMethod, Keyring, Secret};
 use qcowkit_core::image::LayerFormat;
 use qcowkit_core::operations::repair::RepairPlan;
 
@@ -30,27 +33,132 @@ pub(crate) struct Source {
     pub(crate) path: PathBuf,
     /// How.
     pub(crate) request: OpenRequest,
+    /// Keys for its layers.
+    ring: Keyring,
+    /// The keys that the arguments name, with what else they say of keys.
+    keys: KeyArgs,
+    /// Guest data are going to be read or written: without a key there is nothing to do.
+    needs_data: bool,
+    /// What layers are said to be encrypted with.
+    methods: Vec<(u32, EncryptionMethod)>,
 }
 
 impl Source {
+    fn new(path: PathBuf, request: OpenRequest) -> Self {
+        let (ring, keys, methods) = (Keyring::new(), KeyArgs::default(), Vec::new());
+        Self { path, request, ring, keys, needs_data: false, methods }
+    }
+
+    fn with_keys(mut self, keys: &KeyArgs) -> Result<Self, Failure> {
+        self.ring = keys.ring()?;
+        self.keys = keys.clone();
+        self.keys.supply(&mut self.request.options, &self.ring, false);
+        Ok(self)
+    }
+
+    /// Another file, with the same keys.
+    #[must_use]
+    pub(crate) fn for_file(&self, path: PathBuf, request: OpenRequest) -> Self {
+        Self { path, request, ..self.clone() }
+    }
+
     /// Opens it.
     ///
     /// # Errors
     /// In the words of the program that is spoken for.
     pub(crate) fn open(&self, personality: Personality) -> Result<Disk, Failure> {
-        let disk = open::open(&self.path, &self.request).map_err(|error| Failure::open(&error, personality))?;
-        if !personality.is_own() && !self.request.alone {
+        let disk = open::open(&self.path, &self.request).map_err(|error| {
+            let failure = Failure::open(&error, personality);
+            match error.error.kind() {
+                ErrorKind::WrongKey(_) if personality.is_own() => self.keys.hint(failure),
+                _ => failure,
+            }
+        })?;
+        self.check_methods(&disk, personality)?;
+        if !self.request.alone && (self.needs_data || !personality.is_own()) {
             // qcowkit itself lets everything be done that needs no key.
-            self.refuse_encrypted(&disk, personality)?;
+            self.refuse_locked(&disk, personality)?;
         }
         Ok(disk)
     }
 
-    fn refuse_encrypted(&self, disk: &Disk, personality: Personality) -> Result<(), Failure> {
+    /// The same for reading or writing guest data: keys that are missing are asked for, if there is a terminal.
+    #[must_use]
+    pub(crate) fn for_data(mut self, personality: Personality) -> Self {
+        self.needs_data = true;
+        self.with_prompt(personality)
+    }
+
+    /// The same with keys asked for that are missing, if there is a terminal.
+    #[must_use]
+    pub(crate) fn with_prompt(mut self, personality: Personality) -> Self {
+        self.keys.supply(&mut self.request.options, &self.ring, personality.is_own());
+        self
+    }
+
+    /// Adds a key for all layers.
+    pub(crate) fn add_key(&mut self, secret: Secret) {
+        self.ring = std::mem::take(&mut self.ring).with(secret);
+        self.keys.supply(&mut self.request.options, &self.ring, false);
+    }
+
+    /// Sets an option of the open image, or of one below it as far as that is about keys.
+    ///
+    /// # Errors
+    /// An option that does not exist, or is not supported; a value that it does not take.
+    pub(crate) fn set(&mut self, key: &str, value: &str, secrets: &Secrets) -> Result<(), Failure> {
+        let mut own = key;
+        let mut depth = 0;
+        while let Some(below) = own.strip_prefix("backing.") {
+            (own, depth) = (below, depth + 1);
+        }
+        match own {
+            "encrypt.key-secret" => {
+                let secret = secrets.find(value).map_err(Failure::new)?.clone();
+                self.ring = std::mem::take(&mut self.ring).with_layer(depth, secret);
+                self.keys.supply(&mut self.request.options, &self.ring, false);
+                Ok(())
+            }
+            "encrypt.format" => {
+                let method = match value {
+                    "aes" => EncryptionMethod::Aes,
+                    "luks" => EncryptionMethod::Luks,
+                    _ => return Err(Failure::usage(format!("Parameter '{key}' does not accept value '{value}'"))),
+                };
+                self.methods.push((depth, method));
+                Ok(())
+            }
+            _ => runtime::set(&mut self.request.options, key, value).map_err(Failure::usage),
+        }
+    }
+
+    fn check_methods(&self, disk: &Disk, personality: Personality) -> Result<(), Failure> {
+        let layers = disk.layers();
+        for (depth, said) in &self.methods {
+            let Some(LayerView::Qcow2(image)) = layers.get(*depth as usize) else { continue };
+            let name = |method: EncryptionMethod| method.name().to_ascii_lowercase();
+            let what = match image.encryption() {
+                Some(method) if method == *said => continue,
+                Some(method) => format!(
+                    "Header reported '{}' encryption format but options specify '{}'",
+                    name(method),
+                    name(*said)
+                ),
+                None => format!("No encryption in image header, but options specified format '{}'", name(*said)),
+            };
+            let failed = image.storage().path().into();
+            let error = qcowkit_core::Error::invalid(what);
+            let error = open::OpenError { image: self.path.clone(), failed, depth: *depth, error };
+            return Err(Failure::open(&error, personality));
+        }
+        Ok(())
+    }
+
+    fn refuse_locked(&self, disk: &Disk, personality: Personality) -> Result<(), Failure> {
         for (depth, layer) in (0..).zip(disk.layers()) {
             let LayerView::Qcow2(image) = layer else { continue };
-            if image.header().header.crypt_method != 0 {
-                let error = qcowkit_core::ErrorKind::Encrypted("no key".into()).into();
+            if let Some(method) = image.encryption().filter(|_| image.is_locked()) {
+                let error = ErrorKind::Encrypted(method.name().into()).into();
                 let failed = layer.file().path().into();
                 let error = open::OpenError { image: self.path.clone(), failed, depth, error };
                 return Err(Failure::open(&error, personality));
@@ -88,19 +196,13 @@ impl Source {
     #[must_use]
     pub(crate) fn alone(mut self) -> Self {
         self.request.alone = true;
+        // What the image says of itself needs no key.
+        self.request.options.keys = None;
         self
     }
 }
 
 impl OpenArgs {
-    /// Refuses what no verb supports.
-    ///
-    /// # Errors
-    /// The option, by name.
-    pub(crate) fn check(&self) -> Result<(), Failure> {
-        refuse_objects(&self.object)
-    }
-
     /// How `file` will be opened.
     ///
     /// # Errors
@@ -112,7 +214,7 @@ impl OpenArgs {
         format: Option<&str>,
         writable: bool,
     ) -> Result<Source, Failure> {
-        self.check()?;
+        let secrets = self.keys.secrets(personality)?;
         let mut request = OpenRequest {
             backing: self.backing_policy(personality),
             force_share: self.force_share,
@@ -125,10 +227,11 @@ impl OpenArgs {
             if format.is_some() {
                 return Err(Failure::usage("--image-opts and --format are mutually exclusive"));
             }
-            return image_opts(file, request);
+            let source = Source::new(PathBuf::new(), request).with_keys(&self.keys)?;
+            return image_opts(file, source, &secrets);
         }
         request.format = format.map(|name| known_format(name, file)).transpose()?;
-        Ok(Source { path: file.into(), request })
+        Source::new(file.into(), request).with_keys(&self.keys)
     }
 
     /// Which files that an image names may be opened.
@@ -165,18 +268,7 @@ fn tell_repair_as_qemu(_: &Path, plan: &RepairPlan) {
 
 /// A backing file that the arguments name themselves, without the files that it names in turn.
 pub(crate) fn source_of_backing(path: PathBuf, request: OpenRequest) -> Source {
-    Source { path, request }.alone()
-}
-
-/// Refuses `--object`.
-///
-/// # Errors
-/// When one was given.
-pub(crate) fn refuse_objects(objects: &[String]) -> Result<(), Failure> {
-    match objects.first() {
-        None => Ok(()),
-        Some(_) => Err(Failure::usage("--object is not supported: encrypted images cannot be unlocked yet")),
-    }
+    Source::new(path, request).alone()
 }
 
 /// Refuses options that are known but not supported yet.
@@ -244,29 +336,29 @@ fn known_format(name: &str, file: &OsStr) -> Result<LayerFormat, Failure> {
 }
 
 /// `driver=qcow2,file.filename=NAME,key=value,...`
-fn image_opts(text: &OsStr, mut request: OpenRequest) -> Result<Source, Failure> {
+fn image_opts(text: &OsStr, mut source: Source, secrets: &Secrets) -> Result<Source, Failure> {
     let Some(text) = text.to_str() else { return Err(Failure::usage("--image-opts with a name that is not UTF-8")) };
     let list = OptionList::parse(&[text]).map_err(|error| Failure::usage(error.to_string()))?;
     let mut path = None;
     for (key, value) in &list.entries {
         match key.as_str() {
-            "driver" => request.format = Some(known_format(value, OsStr::new(text))?),
+            "driver" => source.request.format = Some(known_format(value, OsStr::new(text))?),
             "file.filename" | "filename" => path = Some(PathBuf::from(value)),
-            "data-file.filename" | "data-file.file.filename" => request.data_file = Some(PathBuf::from(value)),
+            "data-file.filename" | "data-file.file.filename" => source.request.data_file = Some(PathBuf::from(value)),
             "data-file.driver" | "data-file.file.driver"
                 if matches!(value.as_str(), "file" | "raw" | "host_device") => {}
             "file.driver" if value == "file" || value == "host_device" => {}
             // Passes discards on to the file, which is what the image's own option decides here.
             "file.discard" => {
                 let passes = runtime::discard_mode(value).map_err(Failure::usage)?;
-                request.options.policy.pass.request &= passes;
+                source.request.options.policy.pass.request &= passes;
             }
             "force-share" => {
-                request.force_share |= super::options::boolean(key, value).map_err(Failure::usage)?;
+                source.request.force_share |= super::options::boolean(key, value).map_err(Failure::usage)?;
             }
-            _ => runtime::set(&mut request.options, key, value).map_err(Failure::usage)?,
+            _ => source.set(key, value, secrets)?,
         }
     }
-    let path = path.ok_or_else(|| Failure::usage("--image-opts needs file.filename=NAME"))?;
-    Ok(Source { path, request })
+    source.path = path.ok_or_else(|| Failure::usage("--image-opts needs file.filename=NAME"))?;
+    Ok(source)
 }

@@ -71,7 +71,8 @@ impl<'a> Sink<'a> {
     fn reserve(&mut self, offset: u64, length: u64) -> Result<(), Error> {
         let Some(image) = self.target.image_mut().filter(|_| self.zero_already) else { return Ok(()) };
         let cluster = image.geometry().cluster_size();
-        if image.geometry().subcluster_size() <= GROW_BYTES {
+        if image.geometry().subcluster_size() <= GROW_BYTES || image.encryption().is_some() {
+            // Zeros of the file are no zeros of an encrypted disk.
             return Ok(());
         }
         let end = (offset + length).next_multiple_of(cluster).min(image.virtual_size());

@@ -2,6 +2,7 @@ use std::ffi::OsString;
 
 use clap::Args;
 
+use super::SlotKeyArgs;
 use super::reshape::ChangeArgs;
 
 /// `amend`.
@@ -22,9 +23,11 @@ pub(crate) struct AmendArgs {
     /// Cache mode of the image: writeback (the default) flushes at the end, unsafe leaves the disk's cache alone
     #[arg(short = 't', long, value_name = "MODE", allow_hyphen_values = true)]
     pub(crate) cache: Option<String>,
-    /// Also what can lose data: another backing file in the header, whatever it holds
+    /// Also what can lose data: another backing file in the header, whatever it holds; erasing the last key
     #[arg(long)]
     pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) slot_keys: SlotKeyArgs,
     #[command(flatten)]
     pub(crate) open: ChangeArgs,
     /// The image

@@ -2,7 +2,7 @@ use std::ffi::OsString;
 
 use clap::Args;
 
-use super::OpenArgs;
+use super::{OpenArgs, TargetKeyArgs};
 
 /// `convert`.
 #[derive(Debug, Clone, Args)]
@@ -76,6 +76,8 @@ pub(crate) struct ConvertArgs {
     /// Not supported yet
     #[arg(long, hide = true)]
     pub(crate) source_image_opts: bool,
+    #[command(flatten)]
+    pub(crate) target_keys: TargetKeyArgs,
     #[command(flatten)]
     pub(crate) open: OpenArgs,
     /// The source images, one behind the other, and the target

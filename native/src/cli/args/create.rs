@@ -2,6 +2,8 @@ use std::ffi::OsString;
 
 use clap::Args;
 
+use super::KeyArgs;
+
 /// `create`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct CreateArgs {
@@ -23,9 +25,8 @@ pub(crate) struct CreateArgs {
     /// Do not open the backing file: it need not exist; the size must be given
     #[arg(short = 'u', long)]
     pub(crate) backing_unsafe: bool,
-    /// Not supported: objects such as secrets
-    #[arg(long, value_name = "OBJECT", hide = true)]
-    pub(crate) object: Vec<String>,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
     /// The file to make (its old contents are lost), and the size of the disk unless the backing file gives it
     #[arg(value_names = ["FILE", "SIZE"], num_args = 0..)]
     pub(crate) operands: Vec<OsString>,

@@ -8,6 +8,7 @@ mod create;
 mod delta;
 mod discard;
 mod io;
+mod keys;
 mod lab;
 mod look;
 mod measure;
@@ -28,6 +29,7 @@ pub(crate) use create::CreateArgs;
 pub(crate) use delta::DeltaArgs;
 pub(crate) use discard::DiscardArgs;
 pub(crate) use io::IoArgs;
+pub(crate) use keys::{KeyArgs, SlotKeyArgs, TargetKeyArgs};
 pub(crate) use lab::{ChurnArgs, ReplayArgs, TraceOutput};
 pub(crate) use look::{AnalyzeArgs, CheckArgs, CompareArgs, InfoArgs, InspectArgs, MapArgs};
 pub(crate) use measure::MeasureArgs;
@@ -216,10 +218,9 @@ pub(crate) struct OpenArgs {
     /// The data file of the image, instead of the one that it names
     #[arg(long, value_name = "FILE")]
     pub(crate) data_file: Option<PathBuf>,
-    /// Not supported: objects such as secrets
-    #[arg(long, value_name = "OBJECT", hide = true)]
-    pub(crate) object: Vec<String>,
-    /// The file name is a list of options: driver=FORMAT,file.filename=NAME
+    /// The file name is a list of options: driver=FORMAT,file.filename=NAME,encrypt.key-secret=NAME
     #[arg(long)]
     pub(crate) image_opts: bool,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
 }

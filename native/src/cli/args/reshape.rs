@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{BackingChoice, OpenArgs};
+use super::{BackingChoice, KeyArgs, OpenArgs};
 
 /// What verbs share that open images in order to change them: there is no way to do that without locks.
 #[derive(Debug, Clone, Args)]
@@ -14,12 +14,11 @@ pub(crate) struct ChangeArgs {
     /// The data file of the image, instead of the one that it names
     #[arg(long, value_name = "FILE")]
     pub(crate) data_file: Option<PathBuf>,
-    /// Not supported: objects such as secrets
-    #[arg(long, value_name = "OBJECT", hide = true)]
-    pub(crate) object: Vec<String>,
-    /// The file name is a list of options: driver=FORMAT,file.filename=NAME
+    /// The file name is a list of options: driver=FORMAT,file.filename=NAME,encrypt.key-secret=NAME
     #[arg(long)]
     pub(crate) image_opts: bool,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
 }
 
 impl ChangeArgs {
@@ -29,9 +28,9 @@ impl ChangeArgs {
         OpenArgs {
             force_share: false,
             backing_files: self.backing_files,
-            object: self.object.clone(),
             data_file: self.data_file.clone(),
             image_opts: self.image_opts,
+            keys: self.keys.clone(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `amend`.
 
+use qcowkit_core::crypto::EncryptionMethod;
 use qcowkit_core::format::HeaderArea;
 use qcowkit_core::image::{AmendOptions, LayerFormat};
 use qcowkit_core::{Error, ErrorKind};
@@ -11,6 +12,7 @@ use crate::cli::options::{OptionList, boolean, number, size};
 use crate::cli::personality::Personality;
 use crate::cli::plan::{Session, one_file, target_cache};
 use crate::cli::progress::Progress;
+use crate::cli::verbs::key_slots::{SlotKeys, SlotRequest};
 use crate::open::format_by_name;
 
 /// What can be amended, as help lists it: name, kind, what it is.
@@ -60,6 +62,10 @@ pub(crate) fn run(args: &AmendArgs, session: &mut Session<'_>) -> Outcome {
     let durable = target_cache(args.cache.as_deref())?;
     let wants_help = list.wants_help();
     let source = args.open.open().source(session.personality, file, args.format.as_deref(), !wants_help)?;
+    let source = match list.entries.iter().any(|(key, _)| key.starts_with("encrypt.")) {
+        true => source.with_prompt(session.personality),
+        false => source,
+    };
     let mut disk = source.open(session.personality)?;
     if wants_help {
         return help(disk.format(), session);
@@ -72,10 +78,20 @@ pub(crate) fn run(args: &AmendArgs, session: &mut Session<'_>) -> Outcome {
     };
     let mut asked = Amendments::parse(&list).map_err(failed)?;
     asked.decide_backing(image.header(), args.force && session.personality.is_own()).map_err(failed)?;
-    if !asked.encryption.is_empty() {
-        return Err(failed(encryption_words(image.header())));
-    }
+    let slots = match asked.encryption.is_empty() {
+        true => None,
+        false if image.encryption() != Some(EncryptionMethod::Luks) => {
+            return Err(failed(encryption_words(image.header())));
+        }
+        false => Some(SlotRequest::parse(&asked.encryption, &args.slot_keys).map_err(failed)?),
+    };
     asked.options.validate(image.header()).map_err(|error| failed(words(&error)))?;
+    if let Some(slots) = slots {
+        let (personality, shown) = (session.personality, file.display().to_string());
+        let secrets = args.open.keys.secrets(personality)?;
+        let keys = SlotKeys { args: &args.slot_keys, secrets: &secrets, personality, image: &shown };
+        slots.carry_out(image, &keys, args.force).map_err(failed)?;
+    }
     let mut progress = Progress::new(session.personality, args.progress, args.quiet, session.out).in_operations();
     let done = image.amend(&asked.options, &mut |done, total| {
         if done < total {
@@ -117,7 +133,6 @@ fn words(error: &Error) -> String {
 fn encryption_words(area: &HeaderArea) -> String {
     match area.header.crypt_method {
         0 => "Can't amend encryption options - encryption not present".into(),
-        2 => "amending the key slots of a LUKS image is not supported".into(),
         _ => "Only LUKS encryption can be amended".into(),
     }
 }

@@ -16,7 +16,11 @@ pub(crate) fn run(args: &CommitArgs, session: &mut Session<'_>) -> Outcome {
     let file = one_file(&args.files)?;
     let durable = super::durable(args.cache.as_deref(), "cache")?;
     let options = CommitOptions { bytes_per_second: rate(args.rate.as_deref())?, workers: 0 };
-    let mut source = args.change.open().source(session.personality, file, args.format.as_deref(), true)?;
+    let mut source = args
+        .change
+        .open()
+        .source(session.personality, file, args.format.as_deref(), true)?
+        .for_data(session.personality);
     let depth = match &args.base {
         None => 1,
         Some(base) => {

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use qcowkit_core::crypto::Secret;
 use qcowkit_core::format::Name;
 use qcowkit_core::image::{LayerFormat, OpenOptions};
 use qcowkit_core::storage::ReadStorage;
@@ -13,6 +14,7 @@ use super::convert_bitmaps;
 use crate::cli::args::ConvertArgs;
 use crate::cli::create_options::{ImageOptions, help};
 use crate::cli::failure::{Failure, Outcome, qemu_lines};
+use crate::cli::keys::{named, new_volume};
 use crate::cli::options::{OptionList, c_number};
 use crate::cli::personality::Personality;
 use crate::cli::plan::{Session, Source, only_writeback, refuse, source_of_backing};
@@ -41,7 +43,7 @@ pub(crate) fn run(args: &ConvertArgs, session: &mut Session<'_>) -> Outcome {
     let mut disk = if args.no_create {
         plan.existing(args, target, total, session)?
     } else {
-        plan.create(target, total, session)?
+        plan.create(args, target, total, session)?
     };
     convert_bitmaps::check_target(args, &disk)?;
     let options = ConvertOptions {
@@ -111,7 +113,7 @@ impl Plan {
         }
         let open = |file: &OsString| {
             let source = args.open.source(session.personality, file, args.source_format.as_deref(), false)?;
-            source.of_snapshot(args.source_snapshot.as_deref())
+            Ok(source.of_snapshot(args.source_snapshot.as_deref())?.for_data(session.personality))
         };
         let sources = sources.iter().map(open).collect::<Result<_, Failure>>()?;
         let target = target.map(|target| local(target)).transpose()?;
@@ -145,6 +147,9 @@ impl Plan {
         if args.compress && options.text("preallocation").is_some_and(|mode| mode != "off") {
             return Err(Failure::new("Compression and preallocation not supported at the same time"));
         }
+        if args.compress && options.encryption().map_err(Failure::new)?.is_some() {
+            return Err(Failure::new("Compression and encryption not supported at the same time"));
+        }
         Ok(options)
     }
 
@@ -162,7 +167,7 @@ impl Plan {
         Ok(true)
     }
 
-    fn create(&self, target: &Path, total: u64, session: &Session<'_>) -> Result<Disk, Failure> {
+    fn create(&self, args: &ConvertArgs, target: &Path, total: u64, session: &Session<'_>) -> Result<Disk, Failure> {
         let shown = target.display();
         let failed = |text: String| {
             Failure::new(format!(
@@ -172,6 +177,10 @@ impl Plan {
         };
         let Some(options) = &self.options else { return Err(Failure::new("no options for the new image")) };
         let new = NewImage { durable: self.durable, ..options.new_image(total).map_err(failed)? };
+        let secrets = args.open.keys.secrets(session.personality)?;
+        let name = shown.to_string();
+        let volume = new_volume(options, &secrets, target_key(args)?, &name, session.personality).map_err(failed)?;
+        let new = new.encrypted(volume);
         let open = OpenOptions { codecs: Arc::new(NativeCodecs), ..OpenOptions::default() };
         new.create(target, open).map_err(|error| {
             failed(match (system_words(&error), session.personality.is_own()) {
@@ -184,8 +193,11 @@ impl Plan {
     /// The target as it is, for `-n`.
     fn existing(&self, args: &ConvertArgs, target: &Path, total: u64, session: &Session<'_>) -> Result<Disk, Failure> {
         let name = args.target_format.as_deref().or(Some("raw"));
-        let source = args.open.source(session.personality, target.as_os_str(), name, true)?;
-        let disk = source.open(session.personality)?;
+        let mut source = args.open.source(session.personality, target.as_os_str(), name, true)?;
+        if let Some(secret) = target_key(args)? {
+            source.add_key(secret);
+        }
+        let disk = source.for_data(session.personality).open(session.personality)?;
         disk.file().set_barriers(self.durable);
         if disk.virtual_size() < total {
             return Err(Failure::new("output file is smaller than input file"));
@@ -198,8 +210,12 @@ fn local(target: &OsStr) -> Result<PathBuf, Failure> {
     local_path(target.as_encoded_bytes()).map_err(|error| Failure::new(format!("{}: {error}", target.display())))
 }
 
+/// The key that the arguments give the target.
+fn target_key(args: &ConvertArgs) -> Result<Option<Secret>, Failure> {
+    named(args.target_keys.target_key_file.as_deref(), args.target_keys.target_key_env.as_deref())
+}
+
 fn refuse_unsupported(args: &ConvertArgs) -> Result<(), Failure> {
-    args.open.check()?;
     refuse(&[
         (args.rate.is_some(), "-r (a limit of the rate)"),
         (args.copy_range_offloading, "-C (copy offloading)"),

@@ -10,15 +10,16 @@ use qcowkit_core::image::{LayerFormat, OpenOptions};
 use crate::cli::args::CreateArgs;
 use crate::cli::create_options::{ImageOptions, format_name, help};
 use crate::cli::failure::{Failure, Outcome};
+use crate::cli::keys::{named, new_volume};
 use crate::cli::options::OptionList;
-use crate::cli::plan::{Session, refuse_objects, source_of_backing};
+use crate::cli::plan::{Session, source_of_backing};
 use crate::cli::size::SizeError;
 use crate::codec::NativeCodecs;
 use crate::open::{OpenRequest, format_by_name, local_path, relative_to, system_words};
 
 /// Makes a new image.
 pub(crate) fn run(args: &CreateArgs, session: &mut Session<'_>) -> Outcome {
-    refuse_objects(&args.object)?;
+    let secrets = args.keys.secrets(session.personality)?;
     let list = OptionList::parse(&args.options).map_err(|error| Failure::new(error.to_string()))?;
     let name = args.format.as_deref().unwrap_or("raw");
     let file = args.operands.first();
@@ -47,6 +48,16 @@ pub(crate) fn run(args: &CreateArgs, session: &mut Session<'_>) -> Outcome {
         session.out.flush()?;
     }
     let new = options.new_image(size).map_err(failed)?;
+    let keys = &args.keys;
+    if keys.key_file.len() + keys.key_env.len() > 1 {
+        return Err(Failure::usage("a new image takes one key; amend adds others"));
+    }
+    let given = named(keys.key_file.first().map(PathBuf::as_path), keys.key_env.first().map(String::as_str))?;
+    if given.is_some() && options.encryption().map_err(failed)?.is_none() {
+        return Err(Failure::usage("a key for an image that is not encrypted: -o encrypt.format=luks encrypts it"));
+    }
+    let volume = new_volume(&options, &secrets, given, &shown, session.personality).map_err(failed)?;
+    let new = new.encrypted(volume);
     let open = OpenOptions { codecs: Arc::new(NativeCodecs), ..OpenOptions::default() };
     let disk = new.create(&path, open).and_then(|mut disk| disk.flush());
     disk.map_err(|error| {

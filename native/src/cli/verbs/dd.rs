@@ -22,7 +22,7 @@ pub(crate) fn run(args: &DdArgs, session: &mut Session<'_>) -> Outcome {
     let format = format_by_name(args.output_format.as_deref().unwrap_or("raw"))
         .map_err(|_| Failure::new("Unknown file format"))?;
     let source = args.open.source(session.personality, &operands.input, args.format.as_deref(), false)?;
-    let mut input = source.open(session.personality)?;
+    let mut input = source.for_data(session.personality).open(session.personality)?;
     let range = operands.blocks.of(input.virtual_size());
     if range.is_none() {
         let name = session.personality.name();

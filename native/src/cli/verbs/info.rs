@@ -89,7 +89,7 @@ fn below(source: &Source, gate: &Gate, name: &Name, format: Option<&Name>) -> Re
     let path = relative_to(&source.path, name).map_err(failed)?;
     gate.admit(&path, "backing file").map_err(failed)?;
     let format = format.map(|format| format_by_name(&format.to_string_lossy()).map_err(failed)).transpose()?;
-    Ok(Source { path, request: OpenRequest { format, ..source.request.clone() } })
+    Ok(source.for_file(path, OpenRequest { format, ..source.request.clone() }))
 }
 
 fn json(facts: &Facts) -> Result<Json, Failure> {

@@ -11,6 +11,7 @@ use crate::cli::options::OptionList;
 use crate::cli::personality::Personality;
 use crate::cli::plan::{Session, Source, refuse};
 use crate::cli::runtime;
+use crate::cli::secrets::Secrets;
 use crate::disk::Disk;
 
 /// Carries out commands of qemu-io's language.
@@ -50,7 +51,6 @@ struct Plan {
 
 impl Plan {
     fn new(args: &IoArgs, personality: Personality) -> Result<Self, Failure> {
-        args.open.check()?;
         refuse(&[
             (args.snapshot, "-s (snapshot mode)"),
             (args.nocache, "-n (no host cache)"),
@@ -66,7 +66,9 @@ impl Plan {
             [] => None,
             [file] => {
                 let mut source = args.open.source(personality, file, args.format.as_deref(), !args.read_only)?;
-                configure(&mut source, args.discard.as_deref(), &args.options)?;
+                let secrets = args.open.keys.secrets(personality)?;
+                configure(&mut source, args.discard.as_deref(), &args.options, &secrets)?;
+                let source = source.with_prompt(personality);
                 Some(source.of_snapshot(args.internal_snapshot.as_deref())?)
             }
             _ => return Err(Failure::usage("Expecting at most one image file name")),
@@ -76,10 +78,9 @@ impl Plan {
 }
 
 /// Sets what the command line says of an open image.
-fn configure(source: &mut Source, discard: Option<&str>, lists: &[String]) -> Result<(), Failure> {
-    let options = &mut source.request.options;
+fn configure(source: &mut Source, discard: Option<&str>, lists: &[String], secrets: &Secrets) -> Result<(), Failure> {
     if let Some(mode) = discard {
-        options.discard = runtime::discard_mode(mode).map_err(Failure::usage)?;
+        source.request.options.discard = runtime::discard_mode(mode).map_err(Failure::usage)?;
     }
     let list = OptionList::parse(lists).map_err(|error| Failure::usage(error.to_string()))?;
     for (key, value) in &list.entries {
@@ -88,7 +89,7 @@ fn configure(source: &mut Source, discard: Option<&str>, lists: &[String]) -> Re
                 source.request.format =
                     Some(crate::open::format_by_name(value).map_err(|error| Failure::usage(error.to_string()))?);
             }
-            _ => runtime::set(options, key, value).map_err(Failure::usage)?,
+            _ => source.set(key, value, secrets)?,
         }
     }
     Ok(())
@@ -232,7 +233,9 @@ impl Runner<'_> {
         if let Some(read_only) = request.read_only {
             source.request.options.read_only = read_only;
         }
-        configure(&mut source, request.discard.as_deref(), &request.options)?;
+        let secrets = self.open.keys.secrets(self.personality)?;
+        configure(&mut source, request.discard.as_deref(), &request.options, &secrets)?;
+        let source = source.with_prompt(self.personality);
         if let Some(mode) = request.cache.as_deref() {
             self.executor = Executor::new(cache_mode(Some(mode))?);
         }

@@ -26,7 +26,6 @@ use crate::cli::progress::Progress;
 /// Replays a trace under several policies and compares them.
 pub(crate) fn replay_verb(args: &ReplayArgs, session: &mut Session<'_>) -> Outcome {
     let Some(path) = &args.trace else { return Err(Failure::usage("Expecting one trace; '-' for standard input")) };
-    args.open.check()?;
     let configs = configs(args)?;
     let format = args.format.as_deref().map(trace_format).transpose()?;
     let size = args.size.as_deref().map(|size| size_argument(size, "disk size")).transpose()?;

@@ -20,7 +20,6 @@ use crate::open::format_by_name;
 
 /// Tells how large the file of a new image becomes.
 pub(crate) fn run(args: &MeasureArgs, session: &mut Session<'_>) -> Outcome {
-    args.open.check()?;
     let list = OptionList::parse(&args.options).map_err(|error| Failure::new(error.to_string()))?;
     let file = match (&args.files[..], &args.size) {
         ([], None) => return Err(Failure::new("Either --size N or one filename must be specified.")),

@@ -16,6 +16,7 @@ pub(crate) mod discard;
 pub(crate) mod info;
 pub(crate) mod inspect;
 pub(crate) mod io;
+mod key_slots;
 pub(crate) mod lab;
 pub(crate) mod map;
 pub(crate) mod measure;
