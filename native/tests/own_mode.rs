@@ -149,7 +149,7 @@ fn what_is_not_supported_is_said_and_nothing_is_touched() {
     let before = fs::read(path.join("vm/base.qcow2")).unwrap();
     for (line, part) in [
         ("create -f qcow2 -o data_file=x vm/base.qcow2 1M", "'data_file' is not supported"),
-        ("create -f qcow2 -o encryption=on vm/base.qcow2 1M", "'encryption' is not supported"),
+        ("create -f qcow2 -o encryption=on vm/base.qcow2 1M", "none are made; encrypt.format=luks"),
         ("create -f qcow2 -o cluster_size=3 vm/base.qcow2 1M", "Cluster size must be a power of two"),
         ("create -f qcow2 vm/base.qcow2 9E", "image size"),
         ("create --object secret,id=x -f qcow2 vm/base.qcow2 1M", "Must provide"),
