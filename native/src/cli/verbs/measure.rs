@@ -43,10 +43,11 @@ pub(crate) fn run(args: &MeasureArgs, session: &mut Session<'_>) -> Outcome {
     let size = size.checked_next_multiple_of(512).unwrap_or(size);
     let failed = |error: Error| Failure::new(words(&error));
     let new = options.new_image(size).map_err(Failure::new)?;
+    let encryption = options.encryption().map_err(Failure::new)?.map_or(0, |wanted| wanted.luks.header_bytes());
     let (measured, bitmap_bytes) = match &new.format {
         NewFormat::Raw(_) => (Measurement { required: size, fully_allocated: size }, None),
         NewFormat::Qcow2(options) => {
-            let measure = Measure::new(options, size, 0).map_err(failed)?;
+            let measure = Measure::new(options, size, encryption).map_err(failed)?;
             of_qcow2(&measure, options, disk.as_mut(), args.discard_no_unref).map_err(failed)?
         }
     };

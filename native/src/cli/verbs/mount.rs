@@ -67,14 +67,16 @@ fn source(args: &MountArgs, session: &Session<'_>) -> Result<Source, Failure> {
         return Err(Failure::usage("a snapshot cannot be written to: --snapshot does not go together with --rw"));
     }
     let mut source = args.open.source(session.personality, &args.image, args.format.as_deref(), args.rw)?;
-    let options = &mut source.request.options;
+    let secrets = args.open.keys.secrets(session.personality)?;
     if let Some(mode) = &args.discard {
-        options.discard = runtime::discard_mode(mode).map_err(Failure::usage)?;
+        source.request.options.discard = runtime::discard_mode(mode).map_err(Failure::usage)?;
     }
     let list = OptionList::parse(&args.options).map_err(|error| Failure::usage(error.to_string()))?;
     for (key, value) in &list.entries {
-        runtime::set(options, key, value).map_err(Failure::usage)?;
+        source.set(key, value, &secrets)?;
     }
+    let mut source = source.for_data(session.personality);
+    let options = &mut source.request.options;
     // Whatever the lists say.
     options.read_only |= !args.rw;
     if options.read_only && args.rw {

@@ -85,8 +85,8 @@ impl<'a> Plan<'a> {
         };
         let mut image = args.change.open().source(session.personality, file, args.format.as_deref(), true)?;
         // The name alone changes: what it names may be gone.
-        image.request.alone = args.backing_unsafe;
         image.request.force_share = args.force_share;
+        let image = if args.backing_unsafe { image.alone() } else { image.for_data(session.personality) };
         let name = args.backing.clone().unwrap_or_default();
         Ok(Self { file, image, name, format, durable })
     }
@@ -109,6 +109,7 @@ impl<'a> Plan<'a> {
         source.request.format = self.format;
         let doubled = format!("Could not open '{}': ", path.display());
         let opened = source
+            .for_data(session.personality)
             .open(session.personality)
             .map_err(|failure| failed(failure.message.strip_prefix(&doubled).unwrap_or(&failure.message)))?;
         let chain = opened.layers();
