@@ -12,6 +12,8 @@
 //! | [`codec`] | compression of clusters: the trait, and pure-Rust codecs |
 //! | [`storage`] | the traits that carry bytes, the in-memory store, and wrappers around any store |
 //!
+//! [`error`] and [`zeros`] (finding zeros in buffers) stand beside them.
+//!
 //! What is absent on purpose: this crate never opens a path, starts no thread, takes no lock and reads no clock.
 //! Names that an image carries (backing and data files) are handed to an `image::Opener` that the caller supplies.
 //!
@@ -42,5 +44,6 @@ pub mod image;
 pub mod metadata;
 pub mod operations;
 pub mod storage;
+pub mod zeros;
 
 pub use error::{Error, ErrorKind, Result, Site, Structure};

@@ -7,7 +7,7 @@ use qcowkit_core::image::LayerFormat;
 use qcowkit_core::storage::ReadStorage;
 
 use crate::disk::Disk;
-use crate::zeros::is_zero;
+use qcowkit_core::zeros::is_zero;
 
 /// Bytes that are read at once, whatever the size of a block.
 const PIECE: u64 = 2 << 20;

@@ -10,7 +10,7 @@ use qcowkit_core::Error;
 use qcowkit_core::image::{Content, Extent};
 
 use crate::disk::Disk;
-use crate::zeros::is_zero;
+use qcowkit_core::zeros::is_zero;
 
 /// Bytes of each disk that are read as one.
 const CHUNK_BYTES: u64 = 1 << 20;

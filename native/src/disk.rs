@@ -137,7 +137,7 @@ impl RawDisk {
         self.range(offset, from.len() as u64)?;
         match self.detect_zeroes {
             DetectZeroes::Off => {}
-            detect if crate::zeros::is_zero(from) => {
+            detect if qcowkit_core::zeros::is_zero(from) => {
                 return self.write_zeroes(offset, from.len() as u64, detect == DetectZeroes::Unmap);
             }
             DetectZeroes::On | DetectZeroes::Unmap => {}

@@ -255,20 +255,32 @@ impl FileStorage {
         }
     }
 
-    /// Asks the system for the extent at `offset`, which is before the end.
-    fn seek_extent(&self, offset: u64, length: u64) -> io::Result<(StorageExtentKind, u64)> {
-        if self.device_length.is_some() {
+    /// Asks the system for the extent at `offset`, and its end: that of the file where there is nothing more.
+    fn seek_extent(&self, offset: u64) -> io::Result<(StorageExtentKind, u64)> {
+        if let Some(length) = self.device_length {
             return Ok((StorageExtentKind::Unknown, length));
         }
-        Ok(match sys::next_data(&self.file, offset)? {
-            sys::Found::At(data) if data > offset => (StorageExtentKind::Hole, data.min(length)),
+        let file_end = || Ok::<_, io::Error>(self.file.metadata()?.len());
+        // Behind a hole there are data.
+        let data = if self.hole_ends_at(offset) { sys::Found::At(offset) } else { sys::next_data(&self.file, offset)? };
+        Ok(match data {
+            sys::Found::At(data) if data > offset => (StorageExtentKind::Hole, data),
             sys::Found::At(_) => match sys::next_hole(&self.file, offset)? {
-                sys::Found::At(hole) if hole > offset => (StorageExtentKind::Data, hole.min(length)),
+                sys::Found::At(hole) if hole > offset => (StorageExtentKind::Data, hole),
                 // The file changed between the two questions.
-                _ => (StorageExtentKind::Unknown, length),
+                _ => (StorageExtentKind::Unknown, file_end()?),
             },
-            sys::Found::Nothing => (StorageExtentKind::Hole, length),
-            sys::Found::CannotTell => (StorageExtentKind::Unknown, length),
+            sys::Found::Nothing => (StorageExtentKind::Hole, file_end()?),
+            sys::Found::CannotTell => (StorageExtentKind::Unknown, file_end()?),
+        })
+    }
+
+    /// Whether the last extent was a hole up to here, within the file. Should that be stale, the bytes are read.
+    fn hole_ends_at(&self, offset: u64) -> bool {
+        let last = *self.state.last_extent.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|last| {
+            let unchanged = last.changes == self.state.changes.load(Ordering::Acquire);
+            unchanged && last.kind == StorageExtentKind::Hole && last.end == offset
         })
     }
 
@@ -329,13 +341,12 @@ impl ReadStorage for FileStorage {
             return Ok(extent);
         }
         let changes = self.state.changes.load(Ordering::Acquire);
-        let length = self.len()?;
-        if offset >= length {
+        let (kind, end) = self
+            .seek_extent(offset)
+            .map_err(|error| storage_error(&error, StorageOperation::NextExtent.verb(), Some(offset)))?;
+        if offset >= end {
             return Ok(StorageExtent { kind: StorageExtentKind::Hole, length: 0 });
         }
-        let (kind, end) = self
-            .seek_extent(offset, length)
-            .map_err(|error| storage_error(&error, StorageOperation::NextExtent.verb(), Some(offset)))?;
         *self.state.last_extent.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(CachedExtent { start: offset, end, kind, changes });
         Ok(StorageExtent { kind, length: end - offset })
@@ -358,13 +369,13 @@ impl Storage for FileStorage {
 
     fn discard(&self, offset: u64, length: u64) -> Result<(), StorageError> {
         // To the end of the last block: a hole that stops at the end of the file would leave that block.
-        let file_end = match self.device_length {
-            Some(length) => length,
-            None => {
-                self.len()?.checked_next_multiple_of(self.capabilities.discard_alignment.into()).unwrap_or(MAX_OFFSET)
-            }
+        let asked = offset.saturating_add(length).min(MAX_OFFSET);
+        let block = u64::from(self.capabilities.discard_alignment);
+        let end = match self.device_length {
+            Some(length) => asked.min(length),
+            None if asked.is_multiple_of(block) => asked,
+            None => asked.min(self.len()?.checked_next_multiple_of(block).unwrap_or(MAX_OFFSET)),
         };
-        let end = offset.saturating_add(length).min(file_end);
         if offset >= end {
             return if self.read_only { self.admit(StorageOperation::Discard, offset, 0).map(drop) } else { Ok(()) };
         }

@@ -15,7 +15,6 @@
 //! | [`mod@compare`] | whether two disks hold the same |
 //! | [`bitmaps`] | copying dirty bitmaps into another image |
 //! | [`trim`] | discarding ranges, and telling what became of them |
-//! | [`zeros`] | finding zeros in buffers |
 //! | [`lock`] | image locks, shared with QEMU |
 //! | [`extents`] | where the file system keeps a file |
 //! | [`analyze`] | where the space of an image file went |
@@ -51,7 +50,6 @@ pub mod open;
 pub mod shared;
 pub mod status;
 pub mod trim;
-pub mod zeros;
 
 /// The README's examples compile and run.
 #[cfg(doctest)]

@@ -2,12 +2,12 @@
 
 use alloc::vec::Vec;
 
-use super::write::is_zero;
 use super::{DetectZeroes, Image};
 use crate::codec::CompressionType;
 use crate::error::{Error, Result};
 use crate::format::{GuestOffset, L2Entry};
 use crate::storage::Storage;
+use crate::zeros::is_zero;
 
 impl<S: Storage> Image<S> {
     /// Writes whole clusters compressed, each stored plainly where that is not larger. With `detect_zeroes`, a write of

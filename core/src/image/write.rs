@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{GuestCluster, GuestOffset, HostCluster, HostOffset, HostRef, L2Entry, Subclusters};
 use crate::metadata::{Quarantined, Run, Touch};
 use crate::storage::Storage;
+use crate::zeros::is_zero;
 
 /// Segments that lie side by side are moved in one write up to this many bytes.
 const GATHER_BYTES: u64 = 1 << 20;
@@ -490,12 +491,4 @@ impl<S: Storage> Image<S> {
         }
         Ok(())
     }
-}
-
-/// Whether all bytes are zero; looks at eight at a time.
-#[must_use]
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    let mut chunks = bytes.chunks_exact(64);
-    chunks.by_ref().all(|chunk| chunk.iter().fold(0u8, |all, byte| all | byte) == 0)
-        && chunks.remainder().iter().all(|&byte| byte == 0)
 }

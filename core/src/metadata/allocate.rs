@@ -91,6 +91,7 @@ impl Metadata {
         let used_up_to = self.geometry.host_start(HostCluster::new(self.refcounts.high_water())).get();
         let fresh = start >= self.opened_length && start >= used_up_to;
         self.refcounts.increment(storage, first, count)?;
+        self.holes.remove(first, count);
         Ok(Run { first, count, fresh })
     }
 

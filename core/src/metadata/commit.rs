@@ -5,8 +5,9 @@
 //!    pointer to a moved table; then a barrier of its own, since a cluster must not become reachable before its
 //!    refcount is.
 //! 2. what makes it reachable: L2 entries, L1 entries, header fields; then a barrier.
-//! 3. decrements; holes where the last reference is gone; the clusters leave quarantine, except for those that somebody
-//!    may be reading ([`Epochs`]).
+//! 3. decrements; the clusters leave quarantine, except for those that somebody may be reading ([`Epochs`]). Where the
+//!    last reference is gone, a hole is due: it is made at the next flush at the latest, unless the cluster serves again
+//!    by then.
 //!
 //! A cut anywhere leaves refcounts that are too high (leaks), never too low.
 
@@ -16,6 +17,9 @@ use super::Metadata;
 use crate::error::{Error, ErrorKind, Result, Structure};
 use crate::format::HostCluster;
 use crate::storage::{ReadStorage, Storage, StorageError};
+
+/// Holes wait until they are so many times the bytes that may wait in quarantine.
+const HOLES_PER_QUARANTINE: u64 = 4;
 
 /// Host clusters that each lose one reference at the next commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,6 +199,7 @@ impl Metadata {
         }
         // Decrements: a promise is not owed for them, but other readers should not find leaks.
         self.refcounts.write_blocks(storage)?;
+        self.punch_holes(storage);
         Ok(())
     }
 
@@ -339,11 +344,33 @@ impl Metadata {
             self.forget_free_byte(first, count);
             self.slices.forget(start, length);
             if pass {
-                // Advisory: space that stays allocated is not an error of the guest's.
-                let _ = storage.discard(start.get(), length);
+                self.holes.add(first, count);
             }
         }
+        let waiting = self.holes.clusters().saturating_mul(self.geometry.cluster_size());
+        if waiting > self.options.quarantine_bytes.saturating_mul(HOLES_PER_QUARANTINE) {
+            self.punch_holes(storage);
+        }
         result
+    }
+
+    /// Makes the holes that are due. What was taken again meanwhile, for whatever, has a refcount and is left out.
+    ///
+    /// Advisory: space that stays allocated is not an error of the guest's.
+    fn punch_holes(&mut self, storage: &impl Storage) {
+        for (first, count) in self.holes.take() {
+            let end = first.saturating_add(count);
+            let mut at = first;
+            while at < end {
+                let Ok(free) = self.refcounts.free_length(storage, at, end.distance_from(at)) else { break };
+                if free > 0 {
+                    let length = free.saturating_mul(self.geometry.cluster_size());
+                    let _ = storage.discard(self.geometry.host_start(at).get(), length);
+                }
+                let Ok(next) = self.refcounts.next_free(storage, at.saturating_add(free).get()) else { break };
+                at = HostCluster::new(next);
+            }
+        }
     }
 
     pub(crate) fn barrier(&mut self, storage: &impl Storage) -> Result<()> {

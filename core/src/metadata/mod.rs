@@ -13,6 +13,7 @@ mod expand;
 mod extension;
 mod guard;
 mod header_area;
+mod holes;
 mod reader;
 pub(crate) mod rebuild;
 mod refcounts;
@@ -43,6 +44,7 @@ pub(crate) use snapshot_table::read_snapshot_table;
 pub use snapshot_table::{read_snapshots, snapshot_places};
 pub(crate) use trees::ActiveTable;
 
+use holes::Holes;
 use refcounts::Refcounts;
 use slices::SliceCache;
 
@@ -61,6 +63,8 @@ pub struct MetadataOptions {
     /// Released clusters wait in quarantine for the next commit. When an allocation finds more bytes than this
     /// waiting, it commits first. 0 commits before every allocation that follows a release: clusters are reused as
     /// early as QEMU reuses them, at the price of two barriers.
+    ///
+    /// Free clusters are punched at the next flush, or once four times as many bytes wait for that.
     pub quarantine_bytes: u64,
     /// Whether clusters of tables that moved are punched (QEMU: `pass-discard-other`).
     pub pass_discard_other: bool,
@@ -93,6 +97,7 @@ pub(crate) struct Metadata {
     /// Clusters of the active L2 tables, once writing began; `None` where they are too many to remember.
     tables: Option<BTreeSet<u64>>,
     quarantine: commit::Quarantine,
+    holes: Holes,
     header_dirty: bool,
     /// Something was written since the last barrier.
     unsynced: bool,
@@ -131,6 +136,7 @@ impl Metadata {
             unlinked_tables: BTreeSet::new(),
             tables: None,
             quarantine: commit::Quarantine::default(),
+            holes: Holes::default(),
             header_dirty: false,
             unsynced: false,
             poisoned: None,
@@ -374,6 +380,9 @@ impl Metadata {
         }
         self.remember_table(offset, true);
         self.slices.forget(offset, self.geometry.cluster_size());
+        if old.is_none() {
+            self.slices.add_blank(offset);
+        }
         self.unlinked_tables.insert(offset.get());
         if let Some(slot) = usize::try_from(l1_index).ok().and_then(|at| self.l1.get_mut(at)) {
             *slot = L1Entry::Table(HostRef { offset, copied: true }).encode();

@@ -14,6 +14,9 @@ use crate::error::{Error, Result, Structure};
 use crate::format::{Geometry, HostOffset, L2Entry, RawL2Entry};
 use crate::storage::ReadStorage;
 
+/// Neighbouring slices that are written at once.
+const MOST_AT_ONCE: usize = 64;
+
 /// Where a slice stands: host offset of its first byte.
 type SliceKey = u64;
 
@@ -32,11 +35,14 @@ struct Slice {
 #[derive(Debug)]
 pub(crate) struct SliceCache {
     slice_bytes: u64,
+    table_bytes: u64,
     entry_words: usize,
     capacity: usize,
     slots: Vec<Slice>,
     index: BTreeMap<SliceKey, usize>,
     dirty: BTreeSet<SliceKey>,
+    /// Tables that were made of zeros and of which no slice was written since: none has to be read.
+    blank: BTreeSet<u64>,
     hand: usize,
     last: Option<(SliceKey, usize)>,
 }
@@ -48,11 +54,13 @@ impl SliceCache {
         let capacity = cache_bytes.checked_div(slice_bytes).unwrap_or(0).clamp(8, 1 << 20);
         Self {
             slice_bytes,
+            table_bytes: geometry.cluster_size(),
             entry_words: if geometry.extended_l2() { 2 } else { 1 },
             capacity: usize::try_from(capacity).unwrap_or(8),
             slots: Vec::new(),
             index: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            blank: BTreeSet::new(),
             hand: 0,
             last: None,
         }
@@ -102,10 +110,12 @@ impl SliceCache {
 
     fn read_in(&mut self, storage: &impl ReadStorage, key: SliceKey) -> Result<usize> {
         let length = usize::try_from(self.slice_bytes).unwrap_or(512);
-        let mut bytes = vec![0u8; length];
-        storage.read_at(key, &mut bytes).map_err(|e| Error::from(e).in_structure(Structure::L2Table))?;
         let mut words = vec![0u64; length / 8].into_boxed_slice();
-        BigEndian::read_u64_into(&bytes, &mut words);
+        if !self.is_blank(key) {
+            let mut bytes = vec![0u8; length];
+            storage.read_at(key, &mut bytes).map_err(|e| Error::from(e).in_structure(Structure::L2Table))?;
+            BigEndian::read_u64_into(&bytes, &mut words);
+        }
         let slice = Slice { key, words, used: true };
         let slot = match self.victim() {
             Some(slot) => {
@@ -122,6 +132,16 @@ impl SliceCache {
         };
         self.index.insert(key, slot);
         Ok(slot)
+    }
+
+    /// The table at `table`, nothing but zeros on storage, is new: the next writing makes its slices count.
+    pub(crate) fn add_blank(&mut self, table: HostOffset) {
+        self.blank.insert(table.get());
+    }
+
+    fn is_blank(&self, key: SliceKey) -> bool {
+        let table = self.blank.range(..=key).next_back();
+        table.is_some_and(|table| key.saturating_sub(*table) < self.table_bytes)
     }
 
     /// A clean slot to replace, once the cache is full; none when everything is dirty (the cache then grows).
@@ -182,20 +202,34 @@ impl SliceCache {
         usize::try_from(within).ok()?.checked_mul(self.entry_words)
     }
 
-    /// Calls `write` for every dirty slice whose place `select` accepts, in file order, and marks it clean.
+    /// Calls `write` for every dirty slice whose place `select` accepts, in file order, neighbours at once, and marks
+    /// it clean.
     pub(crate) fn write_dirty(
         &mut self,
         mut select: impl FnMut(HostOffset) -> bool,
         mut write: impl FnMut(HostOffset, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        let chosen: Vec<SliceKey> = self.dirty.iter().copied().filter(|&key| select(HostOffset::new(key))).collect();
-        let mut bytes = vec![0u8; usize::try_from(self.slice_bytes).unwrap_or(512)];
-        for key in chosen {
-            if let Some(slice) = self.index.get(&key).and_then(|&slot| self.slots.get(slot)) {
-                BigEndian::write_u64_into(&slice.words, &mut bytes);
-                write(HostOffset::new(key), &bytes)?;
+        let cached = self.dirty.iter().copied().filter(|key| self.index.contains_key(key));
+        let chosen: Vec<SliceKey> = cached.filter(|&key| select(HostOffset::new(key))).collect();
+        if !chosen.is_empty() {
+            self.blank.clear();
+        }
+        let neighbours = |a: &SliceKey, b: &SliceKey| a.saturating_add(self.slice_bytes) == *b;
+        let mut bytes = Vec::new();
+        for run in chosen.chunk_by(neighbours) {
+            for part in run.chunks(MOST_AT_ONCE) {
+                bytes.clear();
+                for key in part {
+                    let slice = self.index.get(key).and_then(|&slot| self.slots.get(slot));
+                    bytes.extend(slice.iter().flat_map(|slice| &slice.words).flat_map(|word| word.to_be_bytes()));
+                }
+                if let Some(&first) = part.first() {
+                    write(HostOffset::new(first), &bytes)?;
+                }
+                for key in part {
+                    self.dirty.remove(key);
+                }
             }
-            self.dirty.remove(&key);
         }
         Ok(())
     }
@@ -209,6 +243,7 @@ impl SliceCache {
     pub(crate) fn forget(&mut self, table: HostOffset, cluster_size: u64) {
         self.last = None;
         let range = table.get()..table.get().saturating_add(cluster_size);
+        self.blank.retain(|table| !range.contains(table));
         let keys: Vec<SliceKey> = self.index.range(range).map(|(&key, _)| key).collect();
         for key in keys {
             self.dirty.remove(&key);

@@ -1,8 +1,7 @@
 //! Copying a guest disk into another image, as `qemu-img convert` does: what reads as zeros is not copied.
 //!
-//! The source is planned under `&mut` in batches of windows (`plan`); threads read the windows, look for zeros and
-//! pack clusters, all under `&` (`piece`); one thread writes them, in order unless told otherwise (`sink`). Writes
-//! of one file stand in each other's way in the kernel, so more than one writer would gain nothing.
+//! The source is planned under `&mut` in batches (`plan`); threads take portions of them, read, look for zeros and
+//! pack clusters, all under `&` (`piece`), and write by turns, in order unless told otherwise (`pipeline`, `sink`).
 
 mod piece;
 mod pipeline;
@@ -176,8 +175,9 @@ pub fn convert(
     refuse(sources, target, options).map_err(ConvertError::Refused)?;
     let rules = piece::Rules::new(target, options);
     let mut planner = plan::Planner::new(sources, target, &rules, options, total);
-    let mut sink = sink::Sink::new(target, &rules, total, progress);
-    let copied = copy(sources, &mut planner, &mut sink, &rules, options);
+    let mut sink = sink::Sink::new(target, &rules);
+    let mut progress = pipeline::Progress { done: 0, total, tell: progress };
+    let copied = copy(sources, &mut planner, &mut sink, &rules, options, &mut progress);
     let mut report = sink.report();
     report.total_bytes = total;
     // Also after a failure, so that what was linked and what was released agree on storage.
@@ -191,14 +191,15 @@ fn copy(
     sink: &mut sink::Sink<'_>,
     rules: &piece::Rules,
     options: &ConvertOptions,
+    progress: &mut pipeline::Progress<'_>,
 ) -> Result<(), ConvertError> {
-    sink.report_progress(0)?;
+    progress.reached(0)?;
     loop {
         let batch = planner.next_batch(sources)?;
         if batch.is_empty() {
             return Ok(());
         }
-        pipeline::run(&batch, sources, sink, rules, options)?;
+        pipeline::run(&batch, sources, sink, rules, options, progress)?;
     }
 }
 

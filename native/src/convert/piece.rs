@@ -1,4 +1,4 @@
-//! One window of the disk: read, searched for zeros, packed. Nothing is decided here, so threads do it side by side.
+//! A portion of the disk: read, searched for zeros, packed. Nothing is decided here, so threads do it side by side.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,11 +7,11 @@ use qcowkit_core::Error;
 use qcowkit_core::codec::{Codecs, CompressionType};
 use qcowkit_core::storage::ReadStorage;
 
-use super::plan::{Kind, Segment};
+use super::plan::{Batch, Job, Kind, Segment, Work};
 use super::split::Split;
 use super::{ConvertError, ConvertOptions, TargetState};
 use crate::disk::Disk;
-use crate::zeros::is_zero;
+use qcowkit_core::zeros::is_zero;
 
 /// Data that touch a part of a cluster are written with up to so many bytes around them, zeros included: fewer, larger
 /// writes.
@@ -59,38 +59,106 @@ impl Rules {
             cluster: image.map_or(1, |image| image.geometry().cluster_len()),
         }
     }
+
+    /// Zeros that the source says are there, as far as a run of data can reach into them.
+    fn make_zeros(&self, into: &mut [u8]) {
+        let reach = usize::try_from(self.unit).unwrap_or(usize::MAX);
+        if self.dense || self.compress || into.len() / 2 <= reach {
+            into.fill(0);
+            return;
+        }
+        let tail = into.len() - reach;
+        into[..reach].fill(0);
+        into[tail..].fill(0);
+    }
+
+    /// What is written begins and ends at multiples of this, a power of two, or has its neighbourhood at hand.
+    pub(super) fn grain(&self) -> u64 {
+        let packed = if self.compress { self.cluster as u64 } else { 1 };
+        GROW_BYTES.max(self.unit).max(packed)
+    }
 }
 
-/// A window that was read.
+/// A portion of the disk as it will be written, in its order.
 #[derive(Debug, Default)]
 pub(super) struct Piece {
     bytes: Vec<u8>,
+    /// Of `bytes`, those that belong to this portion.
+    used: usize,
+    /// Bytes of the disk that it stands for, those that are left alone among them.
+    pub(super) disk_bytes: u64,
     pub(super) runs: Vec<Run>,
 }
 
-/// A part of a window and what becomes of it.
+/// A part of the disk and what becomes of it.
 #[derive(Debug)]
 pub(super) struct Run {
-    /// Bytes of the window.
-    pub(super) range: Range<usize>,
+    /// First byte in the target's disk.
+    pub(super) offset: u64,
+    /// Bytes.
+    pub(super) length: u64,
     pub(super) content: RunContent,
 }
 
 #[derive(Debug)]
 pub(super) enum RunContent {
-    Data,
+    /// The piece's bytes from here on.
+    Data(usize),
     Zero,
     /// One cluster, packed.
     Packed(Vec<u8>),
 }
 
-impl Piece {
-    pub(super) fn bytes(&self, range: &Range<usize>) -> &[u8] {
-        self.bytes.get(range.clone()).unwrap_or(&[])
+/// A window while it is looked at.
+#[derive(Clone, Copy)]
+struct Window {
+    /// First byte in the target's disk.
+    offset: u64,
+    /// Where that byte stands in the piece.
+    place: usize,
+}
+
+impl Window {
+    fn place(&self, offset: u64) -> usize {
+        self.place + usize::try_from(offset - self.offset).unwrap_or(usize::MAX - self.place)
     }
 
-    /// Reads a window and finds out what has to be written. `packer` is the target, if its clusters are packed.
+    fn offset(&self, place: usize) -> u64 {
+        self.offset + (place - self.place) as u64
+    }
+}
+
+impl Piece {
+    /// The bytes of a run of data.
+    pub(super) fn bytes(&self, place: usize, length: u64) -> &[u8] {
+        let end = usize::try_from(length).ok().and_then(|length| place.checked_add(length));
+        end.and_then(|end| self.bytes.get(place..end)).unwrap_or(&[])
+    }
+
+    /// Reads what the jobs ask for and finds out what has to be written. `packer` is the target, if its clusters are
+    /// packed.
     pub(super) fn fill(
+        &mut self,
+        sources: &[Disk],
+        batch: &Batch,
+        jobs: &[Job],
+        rules: &Rules,
+        packer: Option<&Packer>,
+    ) -> Result<(), ConvertError> {
+        self.runs.clear();
+        self.used = 0;
+        self.disk_bytes = jobs.iter().map(|job| job.length).sum();
+        for job in jobs {
+            match &job.work {
+                Work::Skip => {}
+                Work::Zero => self.add(job.offset, job.length, RunContent::Zero, rules),
+                Work::Copy(range) => self.window(sources, batch.segments(range), rules, packer)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn window(
         &mut self,
         sources: &[Disk],
         segments: &[Segment],
@@ -98,17 +166,15 @@ impl Piece {
         packer: Option<&Packer>,
     ) -> Result<(), ConvertError> {
         let (Some(first), Some(last)) = (segments.first(), segments.last()) else { return Ok(()) };
-        let start = first.offset;
-        let place = |offset: u64| usize::try_from(offset - start).unwrap_or(usize::MAX);
-        self.runs.clear();
-        let length = place(last.offset + last.length);
-        if self.bytes.len() < length {
-            self.bytes.resize(length, 0);
+        let window = Window { offset: first.offset, place: self.used };
+        self.used = window.place(last.offset + last.length);
+        if self.bytes.len() < self.used {
+            self.bytes.resize(self.used, 0);
         }
         for segment in segments {
-            let into = &mut self.bytes[place(segment.offset)..place(segment.offset + segment.length)];
+            let into = &mut self.bytes[window.place(segment.offset)..window.place(segment.offset + segment.length)];
             match segment.kind {
-                Kind::Zero => into.fill(0),
+                Kind::Zero => rules.make_zeros(into),
                 Kind::Backing => {}
                 Kind::Data { source, extent } => sources[source]
                     .read_extent(&extent, into)
@@ -117,91 +183,99 @@ impl Piece {
         }
         for stretch in segments.split(|segment| segment.kind == Kind::Backing) {
             let (Some(head), Some(tail)) = (stretch.first(), stretch.last()) else { continue };
-            let range = place(head.offset)..place(tail.offset + tail.length);
+            let range = window.place(head.offset)..window.place(tail.offset + tail.length);
             match packer {
-                Some(packer) => self.pack(range, start, rules, packer)?,
-                None => self.split(stretch, range, start, rules),
+                Some(packer) => self.pack(range, window, rules, packer)?,
+                None => self.split(stretch, range, window, rules),
             }
         }
         Ok(())
     }
 
     /// Packs every cluster of a stretch that is not all zeros.
-    fn pack(&mut self, stretch: Range<usize>, start: u64, rules: &Rules, packer: &Packer) -> Result<(), ConvertError> {
+    fn pack(
+        &mut self,
+        stretch: Range<usize>,
+        window: Window,
+        rules: &Rules,
+        packer: &Packer,
+    ) -> Result<(), ConvertError> {
         let mut at = stretch.start;
         while at < stretch.end {
             let range = at..(at + rules.cluster).min(stretch.end);
+            let (offset, length) = (window.offset(at), range.len() as u64);
             let cluster = &self.bytes[range.clone()];
+            let content = if !rules.dense && is_zero(cluster) {
+                RunContent::Zero
+            } else {
+                match packer.pack(cluster).map_err(|error| ConvertError::Write { offset, error })? {
+                    Some(packed) => RunContent::Packed(packed),
+                    None => RunContent::Data(at),
+                }
+            };
+            self.add(offset, length, content, rules);
             at = range.end;
-            if !rules.dense && is_zero(cluster) {
-                self.add(range, RunContent::Zero, rules);
-                continue;
-            }
-            let packed = packer
-                .pack(cluster)
-                .map_err(|error| ConvertError::Write { offset: start + range.start as u64, error })?;
-            match packed {
-                Some(packed) => self.runs.push(Run { range, content: RunContent::Packed(packed) }),
-                None => self.add(range, RunContent::Data, rules),
-            }
         }
         Ok(())
     }
 
     /// Tells data from zeros in a stretch.
-    fn split(&mut self, segments: &[Segment], stretch: Range<usize>, start: u64, rules: &Rules) {
+    fn split(&mut self, segments: &[Segment], stretch: Range<usize>, window: Window, rules: &Rules) {
+        let (start, end) = (window.offset(stretch.start), window.offset(stretch.end));
         if rules.dense {
-            self.add(stretch, RunContent::Data, rules);
+            self.add(start, end - start, RunContent::Data(stretch.start), rules);
             return;
         }
-        let place = |offset: u64| usize::try_from(offset - start).unwrap_or(usize::MAX);
-        let (unit, window) = (rules.unit, start);
-        let mut zero_from = stretch.start;
+        let unit = rules.unit;
+        let mut zero_from = start;
         let bytes = std::mem::take(&mut self.bytes);
         for same in segments.chunk_by(|a, b| (a.kind == Kind::Zero) == (b.kind == Kind::Zero)) {
             let (Some(head), Some(tail)) = (same.first(), same.last()) else { continue };
             if head.kind == Kind::Zero {
                 continue;
             }
-            let range = place(head.offset)..place(tail.offset + tail.length);
+            let range = window.place(head.offset)..window.place(tail.offset + tail.length);
             rules.split.runs(&bytes[range.clone()], head.offset, |zero, run| {
                 if zero {
                     return;
                 }
                 // What lies around the data in its unit was read too, or is zero and was filled in.
-                let (from, to) = (window + (range.start + run.start) as u64, window + (range.start + run.end) as u64);
-                let from = place((from & !(unit - 1)).max(window)).max(zero_from);
-                let to = place(to.div_ceil(unit).saturating_mul(unit)).min(stretch.end);
+                let (from, to) = (head.offset + run.start as u64, head.offset + run.end as u64);
+                let from = (from & !(unit - 1)).max(window.offset).max(zero_from);
+                let to = to.div_ceil(unit).saturating_mul(unit).min(end);
                 if from >= to {
                     return;
                 }
                 if zero_from < from {
-                    self.add(zero_from..from, RunContent::Zero, rules);
+                    self.add(zero_from, from - zero_from, RunContent::Zero, rules);
                 }
-                self.add(from..to, RunContent::Data, rules);
+                self.add(from, to - from, RunContent::Data(window.place(from)), rules);
                 zero_from = to;
             });
         }
         self.bytes = bytes;
-        if zero_from < stretch.end {
-            self.add(zero_from..stretch.end, RunContent::Zero, rules);
+        if zero_from < end {
+            self.add(zero_from, end - zero_from, RunContent::Zero, rules);
         }
     }
 
     /// Adds a run, joined with the last if that is of the same content.
-    fn add(&mut self, range: Range<usize>, content: RunContent, rules: &Rules) {
+    fn add(&mut self, offset: u64, length: u64, content: RunContent, rules: &Rules) {
         if rules.zero_already && matches!(content, RunContent::Zero) {
             return;
         }
-        match (self.runs.last_mut(), &content) {
-            (Some(Run { range: last, content: RunContent::Data }), RunContent::Data)
-            | (Some(Run { range: last, content: RunContent::Zero }), RunContent::Zero)
-                if last.end == range.start =>
-            {
-                last.end = range.end;
+        if let Some(last) = self.runs.last_mut().filter(|last| last.offset + last.length == offset) {
+            let joins = match (&last.content, &content) {
+                (RunContent::Zero, RunContent::Zero) => true,
+                (RunContent::Data(before), RunContent::Data(place)) => *before as u64 + last.length == *place as u64,
+                _ => false,
+            };
+            if joins {
+                last.length += length;
+                return;
             }
-            _ => self.runs.push(Run { range, content }),
         }
+        self.runs.push(Run { offset, length, content });
     }
 }
 

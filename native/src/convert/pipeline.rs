@@ -1,17 +1,43 @@
-//! Carrying out a batch: threads that read ahead and pack, and this thread, which writes.
+//! Carrying out a batch: each thread takes a portion, reads it, hands it in, and takes the next.
+//!
+//! One portion is written at a time, since the kernel lets one thread at a time write to a file anyway (ext4, XFS and
+//! tmpfs hold the inode's lock meanwhile; threads that meet there spin and keep others from reading). But no thread is
+//! there to write alone: who hands in while nobody writes does it, and goes on as long as the next portion is ready.
+//! So nobody waits to be woken between two writes, and a thread that finds nothing to write reads.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError, mpsc};
+use std::ops::{ControlFlow, Range};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::piece::{Packer, Piece, Rules};
-use super::plan::{Batch, Work};
+use super::plan::Batch;
 use super::sink::Sink;
 use super::{ConvertError, ConvertOptions};
 use crate::disk::Disk;
 
-/// Less than this is read before a thread has started.
+/// Less than this is done before a thread has started.
 const WORTH_THREADS: u64 = 4 << 20;
+
+/// Portions that can be ready or in writing while every thread reads another.
+const BUFFERS_BESIDES: usize = 3;
+
+/// Where it is told how far the conversion has come.
+pub(super) struct Progress<'a> {
+    pub(super) done: u64,
+    pub(super) total: u64,
+    pub(super) tell: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+}
+
+impl Progress<'_> {
+    /// Tells that `done` bytes in all are done.
+    pub(super) fn reached(&mut self, done: u64) -> Result<(), ConvertError> {
+        self.done = done;
+        match (self.tell)(done, self.total) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(ConvertError::Cancelled),
+        }
+    }
+}
 
 /// Carries out all jobs of a batch.
 pub(super) fn run(
@@ -20,202 +46,198 @@ pub(super) fn run(
     sink: &mut Sink<'_>,
     rules: &Rules,
     options: &ConvertOptions,
+    progress: &mut Progress<'_>,
 ) -> Result<(), ConvertError> {
     let packer = Packer::new(sink.target(), rules).map_err(ConvertError::Refused)?;
-    let reader = Reader { batch, sources, rules, packer };
-    match threads(batch, options) {
-        0 => alone(&reader, sink),
-        threads => with_threads(&reader, sink, threads, options.out_of_order),
+    let threads = threads(batch, options);
+    let state = State {
+        free: std::iter::repeat_with(Piece::default).take(threads + BUFFERS_BESIDES).collect(),
+        waiting: 0,
+        ready: BTreeMap::new(),
+        portion: 0,
+        writing: false,
+        done: progress.done,
+        failed: None,
+    };
+    let in_order = !options.out_of_order;
+    let crew = Crew {
+        batch,
+        sources,
+        rules,
+        packer,
+        in_order,
+        next: Mutex::new((0, 0)),
+        state: Mutex::new(state),
+        freed: Condvar::new(),
+        sink: Mutex::new(sink),
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(|| crew.work(&mut |_| Ok(())));
+        }
+        // Only this thread may call back.
+        crew.work(&mut |done| progress.reached(done));
+    });
+    let state = crew.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    match state.failed {
+        Some(error) => Err(error),
+        None => progress.reached(state.done),
     }
 }
 
-/// How many threads read besides the one that writes.
+/// How many threads work, this one among them.
 fn threads(batch: &Batch, options: &ConvertOptions) -> usize {
     if batch.data_bytes < WORTH_THREADS {
-        return 0;
+        return 1;
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    // Packing takes far longer than writing, so that the writer hardly counts.
-    let most = if options.compress { cores } else { cores - 1 };
-    options.workers.min(most)
+    options.workers.min(cores)
 }
 
-/// What is needed to get the bytes of a job.
-struct Reader<'a> {
+/// The threads that work on a batch.
+struct Crew<'a, 'b> {
     batch: &'a Batch,
     sources: &'a [Disk],
     rules: &'a Rules,
     packer: Option<Packer>,
+    /// Portions are written in the order of the disk.
+    in_order: bool,
+    /// The number of the next portion, and its first job.
+    next: Mutex<(usize, usize)>,
+    state: Mutex<State>,
+    /// A buffer was freed, or all stop.
+    freed: Condvar,
+    /// Taken by the one that writes.
+    sink: Mutex<&'a mut Sink<'b>>,
 }
 
-impl Reader<'_> {
-    /// Reads the window of a job, if it has one.
-    fn read(&self, job: usize, piece: &mut Piece) -> Result<(), ConvertError> {
-        match &self.batch.jobs[job].work {
-            Work::Copy(range) => piece.fill(self.sources, self.batch.segments(range), self.rules, self.packer.as_ref()),
-            Work::Zero | Work::Skip => Ok(()),
+/// What the threads share. The lock is held for moments only.
+struct State {
+    /// Buffers: their number bounds how far reading runs ahead.
+    free: Vec<Piece>,
+    /// Threads that wait for one.
+    waiting: usize,
+    /// Portions that were read, or could not be, by number.
+    ready: BTreeMap<usize, Result<Piece, ConvertError>>,
+    /// The portion that is written next.
+    portion: usize,
+    /// Somebody writes, and will write all that becomes ready meanwhile.
+    writing: bool,
+    /// Bytes of the disk that are done.
+    done: u64,
+    /// Why all stop.
+    failed: Option<ConvertError>,
+}
+
+/// Hears how many bytes are done; can stop everything.
+type After<'a> = dyn FnMut(u64) -> Result<(), ConvertError> + 'a;
+
+impl Crew<'_, '_> {
+    /// Does portions until there are none left, or one has failed.
+    fn work(&self, after: &mut After<'_>) {
+        let _end = EndOfWork(self);
+        // First the buffer, then the portion: whoever has the portion that is written next can do it.
+        while let Some(mut piece) = self.take_buffer() {
+            let Some((number, jobs)) = self.take_portion() else { return };
+            let jobs = self.batch.jobs.get(jobs).unwrap_or(&[]);
+            let read = piece.fill(self.sources, self.batch, jobs, self.rules, self.packer.as_ref());
+            self.hand_in(number, read.map(|()| piece), after);
         }
     }
-}
 
-/// Reads and writes by turns.
-fn alone(reader: &Reader<'_>, sink: &mut Sink<'_>) -> Result<(), ConvertError> {
-    let mut piece = Piece::default();
-    for (number, job) in reader.batch.jobs.iter().enumerate() {
-        reader.read(number, &mut piece)?;
-        match job.work {
-            Work::Skip => {}
-            Work::Zero => sink.zero(job.offset, job.length)?,
-            Work::Copy(_) => sink.write(job.offset, &piece)?,
-        }
-        sink.report_progress(job.length)?;
-    }
-    Ok(())
-}
-
-/// Writes what `threads` others read.
-fn with_threads(
-    reader: &Reader<'_>,
-    sink: &mut Sink<'_>,
-    threads: usize,
-    out_of_order: bool,
-) -> Result<(), ConvertError> {
-    let pool = Pool::new(2 * threads + 2);
-    let next = AtomicUsize::new(0);
-    let (ready, arrivals) = mpsc::channel();
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            let ready = ready.clone();
-            let (pool, next) = (&pool, &next);
-            scope.spawn(move || {
-                let _close = CloseOnDrop(pool);
-                // First the buffer, then the job: whoever has the job that is written next can do it.
-                while let Some(mut piece) = pool.take() {
-                    let Some(number) = next_copy(reader.batch, next) else { break };
-                    let read = reader.read(number, &mut piece);
-                    if ready.send((number, read.map(|()| piece))).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-        drop(ready);
-        // However this ends, the threads must not wait for buffers.
-        let _close = CloseOnDrop(&pool);
-        if out_of_order {
-            write_as_they_come(reader.batch, sink, &pool, &arrivals)
-        } else {
-            write_in_order(reader.batch, sink, &pool, &arrivals)
-        }
-    })
-}
-
-/// The next job that reads.
-fn next_copy(batch: &Batch, next: &AtomicUsize) -> Option<usize> {
-    loop {
-        let number = next.fetch_add(1, Ordering::Relaxed);
-        if let Work::Copy(_) = batch.jobs.get(number)?.work {
-            return Some(number);
-        }
-    }
-}
-
-type Arrival = (usize, Result<Piece, ConvertError>);
-
-fn write_in_order(
-    batch: &Batch,
-    sink: &mut Sink<'_>,
-    pool: &Pool,
-    arrivals: &mpsc::Receiver<Arrival>,
-) -> Result<(), ConvertError> {
-    let mut early = BTreeMap::new();
-    for (number, job) in batch.jobs.iter().enumerate() {
-        match job.work {
-            Work::Skip => {}
-            Work::Zero => sink.zero(job.offset, job.length)?,
-            Work::Copy(_) => {
-                let piece = loop {
-                    if let Some(read) = early.remove(&number) {
-                        break read;
-                    }
-                    // The threads are gone only when one of them panicked, which the scope passes on.
-                    let Ok((arrived, read)) = arrivals.recv() else { return Err(ConvertError::Cancelled) };
-                    early.insert(arrived, read);
-                }?;
-                sink.write(job.offset, &piece)?;
-                pool.give_back(piece);
-            }
-        }
-        sink.report_progress(job.length)?;
-    }
-    Ok(())
-}
-
-fn write_as_they_come(
-    batch: &Batch,
-    sink: &mut Sink<'_>,
-    pool: &Pool,
-    arrivals: &mpsc::Receiver<Arrival>,
-) -> Result<(), ConvertError> {
-    for (number, read) in arrivals {
-        let (piece, job) = (read?, &batch.jobs[number]);
-        sink.write(job.offset, &piece)?;
-        pool.give_back(piece);
-        sink.report_progress(job.length)?;
-    }
-    for job in &batch.jobs {
-        match job.work {
-            Work::Copy(_) => continue,
-            Work::Zero => sink.zero(job.offset, job.length)?,
-            Work::Skip => {}
-        }
-        sink.report_progress(job.length)?;
-    }
-    Ok(())
-}
-
-/// Buffers: their number bounds how far the threads run ahead.
-struct Pool {
-    state: Mutex<(Vec<Piece>, bool)>,
-    changed: Condvar,
-}
-
-impl Pool {
-    fn new(pieces: usize) -> Self {
-        let free = std::iter::repeat_with(Piece::default).take(pieces).collect();
-        Self { state: Mutex::new((free, false)), changed: Condvar::new() }
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a buffer; `None` once the pool is closed.
-    fn take(&self) -> Option<Piece> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if state.1 {
-                return None;
-            }
-            if let Some(piece) = state.0.pop() {
+    /// Waits for a buffer; `None` when all stop.
+    fn take_buffer(&self) -> Option<Piece> {
+        let mut state = self.state();
+        while state.failed.is_none() {
+            if let Some(piece) = state.free.pop() {
                 return Some(piece);
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting += 1;
+            state = self.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
+        }
+        None
+    }
+
+    fn take_portion(&self) -> Option<(usize, Range<usize>)> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let jobs = self.batch.portion(next.1);
+        let number = next.0;
+        *next = (number + 1, jobs.end);
+        (!jobs.is_empty()).then_some((number, jobs))
+    }
+
+    /// Adds what was read, and writes all that can be written, unless somebody does.
+    fn hand_in(&self, number: usize, read: Result<Piece, ConvertError>, after: &mut After<'_>) {
+        let mut state = self.state();
+        state.ready.insert(number, read);
+        if state.writing {
+            drop(self.tell(state, after));
+            return;
+        }
+        state.writing = true;
+        while state.failed.is_none()
+            && let Some(read) = self.next_ready(&mut state)
+        {
+            drop(state);
+            let written = read.and_then(|piece| {
+                self.sink.lock().unwrap_or_else(PoisonError::into_inner).write(&piece)?;
+                Ok(piece)
+            });
+            state = self.state();
+            state.portion += 1;
+            match written {
+                Ok(piece) => {
+                    state.done += piece.disk_bytes;
+                    state.free.push(piece);
+                    if state.waiting > 0 {
+                        self.freed.notify_one();
+                    }
+                    state = self.tell(state, after);
+                }
+                Err(error) => self.fail(&mut state, error),
+            }
+        }
+        state.writing = false;
+    }
+
+    /// Tells how far all have come, without the lock.
+    fn tell<'a>(&'a self, state: MutexGuard<'a, State>, after: &mut After<'_>) -> MutexGuard<'a, State> {
+        let done = state.done;
+        drop(state);
+        let told = after(done);
+        let mut state = self.state();
+        if let Err(error) = told {
+            self.fail(&mut state, error);
+        }
+        state
+    }
+
+    fn next_ready(&self, state: &mut State) -> Option<Result<Piece, ConvertError>> {
+        match self.in_order {
+            true => state.ready.remove(&state.portion),
+            false => state.ready.pop_first().map(|(_, read)| read),
         }
     }
 
-    fn give_back(&self, piece: Piece) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).0.push(piece);
-        self.changed.notify_one();
-    }
-
-    fn close(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
-        self.changed.notify_all();
+    /// Lets all end, with this error if there was none before.
+    fn fail(&self, state: &mut State, error: ConvertError) {
+        state.failed.get_or_insert(error);
+        self.freed.notify_all();
     }
 }
 
-/// Closes the pool when a thread ends: no jobs are left then, or something went wrong.
-struct CloseOnDrop<'a>(&'a Pool);
+/// Wakes the others when a thread panics: its portion will never be written.
+struct EndOfWork<'a, 'b, 'c>(&'c Crew<'a, 'b>);
 
-impl Drop for CloseOnDrop<'_> {
+impl Drop for EndOfWork<'_, '_, '_> {
     fn drop(&mut self) {
-        self.0.close();
+        if std::thread::panicking() {
+            self.0.fail(&mut self.0.state(), ConvertError::Cancelled);
+        }
     }
 }

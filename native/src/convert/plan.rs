@@ -9,7 +9,9 @@ use super::{ConvertError, ConvertOptions, TargetState};
 use crate::disk::Disk;
 
 /// Bytes that are read, looked at and written as one, at least; a power of two.
-const WINDOW_BYTES: u64 = 1 << 20;
+const WINDOW_BYTES: u64 = 2 << 20;
+/// Jobs that are done as one, at most: so many small ones cost no more than a large one.
+const PORTION_JOBS: usize = 64;
 /// A batch ends after so many segments, for the sake of memory.
 const BATCH_SEGMENTS: usize = 1 << 15;
 /// One question to a source covers no more, so that progress can be told.
@@ -98,6 +100,17 @@ impl Batch {
         self.segments.get(range.clone()).unwrap_or(&[])
     }
 
+    /// The jobs from `first` on that one thread does as one: about a window's bytes of data.
+    pub(super) fn portion(&self, first: usize) -> Range<usize> {
+        let jobs = self.jobs.get(first..).unwrap_or(&[]);
+        let mut bytes = 0;
+        let fitting = jobs.iter().take(PORTION_JOBS).take_while(|job| {
+            bytes += if matches!(job.work, Work::Copy(_)) { job.length } else { 0 };
+            bytes <= WINDOW_BYTES
+        });
+        first..first + fitting.count().max(1).min(jobs.len())
+    }
+
     /// Adds a run of zeros, or one that is left alone, to the last job if it goes on there.
     fn add_run(&mut self, offset: u64, length: u64, work: Work) {
         match self.jobs.last_mut() {
@@ -115,6 +128,8 @@ pub(super) struct Planner {
     /// What was learned beyond `at`: up to where, and what it is from `at` on.
     known: Option<(u64, Kind)>,
     window: u64,
+    /// Runs that need no reading are cut out of the windows in multiples of this, a power of two.
+    grain: u64,
     /// Whole clusters of this size are either copied or not.
     whole: u64,
     /// Zeros are written as data.
@@ -155,6 +170,7 @@ impl Planner {
             at: 0,
             known: None,
             window: WINDOW_BYTES.max(cluster),
+            grain: rules.grain(),
             whole: if options.compress { cluster } else { 1 },
             dense: rules.dense,
             backing,
@@ -171,20 +187,21 @@ impl Planner {
             let (end, kind) = self.look(sources)?;
             let open = batch.segments.len() > window_segments;
             let window_end = (self.at & !(self.window - 1)).saturating_add(self.window).min(total);
+            let run_start = self.at.next_multiple_of(self.grain);
+            let run_end = if end == total { end } else { end & !(self.grain - 1) };
             let is_run = matches!(kind, Kind::Backing) || (matches!(kind, Kind::Zero) && !self.dense);
-            if !open && is_run && end >= window_end {
-                let run_end = if end == total { end } else { end & !(self.window - 1) };
+            if is_run && run_start < run_end {
+                if open {
+                    self.add_segment(&mut batch, run_start, kind);
+                    self.close_window(&mut batch, window_segments);
+                    window_segments = batch.segments.len();
+                }
                 let work = if kind == Kind::Zero { Work::Zero } else { Work::Skip };
                 batch.add_run(self.at, run_end - self.at, work);
                 self.advance(run_end);
             } else {
                 let piece_end = end.min(window_end);
-                let length = piece_end - self.at;
-                batch.segments.push(Segment { offset: self.at, length, kind: kind.part(0, length) });
-                if matches!(kind, Kind::Data { .. }) {
-                    batch.data_bytes += length;
-                }
-                self.advance(piece_end);
+                self.add_segment(&mut batch, piece_end, kind);
                 if piece_end == window_end {
                     self.close_window(&mut batch, window_segments);
                     window_segments = batch.segments.len();
@@ -195,6 +212,16 @@ impl Planner {
             }
         }
         Ok(batch)
+    }
+
+    /// Adds what lies between here and `end` to the open window.
+    fn add_segment(&mut self, batch: &mut Batch, end: u64, kind: Kind) {
+        let length = end - self.at;
+        if length > 0 {
+            batch.segments.push(Segment { offset: self.at, length, kind: kind.part(0, length) });
+            batch.data_bytes += if matches!(kind, Kind::Data { .. }) { length } else { 0 };
+            self.advance(end);
+        }
     }
 
     /// Makes a job of the segments from `first` on.

@@ -1,6 +1,4 @@
-//! The one place that writes the target.
-
-use std::ops::ControlFlow;
+//! The one place that writes the target, by whichever thread has the turn.
 
 use qcowkit_core::Error;
 use qcowkit_core::storage::{Storage, ZeroMode};
@@ -15,21 +13,12 @@ pub(super) struct Sink<'a> {
     zero_already: bool,
     /// Clusters before this byte are reserved whole, or not worth it any more.
     reserved_to: u64,
-    total: u64,
-    done: u64,
     report: ConvertReport,
-    progress: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 }
 
 impl<'a> Sink<'a> {
-    pub(super) fn new(
-        target: &'a mut Disk,
-        rules: &Rules,
-        total: u64,
-        progress: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
-    ) -> Self {
-        let report = ConvertReport::default();
-        Self { target, zero_already: rules.zero_already, reserved_to: 0, total, done: 0, report, progress }
+    pub(super) fn new(target: &'a mut Disk, rules: &Rules) -> Self {
+        Self { target, zero_already: rules.zero_already, reserved_to: 0, report: ConvertReport::default() }
     }
 
     pub(super) fn target(&self) -> &Disk {
@@ -40,24 +29,24 @@ impl<'a> Sink<'a> {
         self.report
     }
 
-    /// Writes a window that begins at `offset`.
-    pub(super) fn write(&mut self, offset: u64, piece: &Piece) -> Result<(), ConvertError> {
+    /// Writes a portion.
+    pub(super) fn write(&mut self, piece: &Piece) -> Result<(), ConvertError> {
         for run in &piece.runs {
-            let at = offset + run.range.start as u64;
-            let length = run.range.len() as u64;
-            let failed = |error| ConvertError::Write { offset: at, error };
+            let (offset, length) = (run.offset, run.length);
+            let failed = |error| ConvertError::Write { offset, error };
             match &run.content {
                 RunContent::Zero => {
-                    self.zero(at, length)?;
+                    self.target.write_zeroes(offset, length, true).map_err(failed)?;
+                    self.report.zero_bytes += length;
                     continue;
                 }
-                RunContent::Data => {
-                    self.reserve(at, length).map_err(failed)?;
-                    self.target.write_at(at, piece.bytes(&run.range)).map_err(failed)?;
+                RunContent::Data(place) => {
+                    self.reserve(offset, length).map_err(failed)?;
+                    self.target.write_at(offset, piece.bytes(*place, length)).map_err(failed)?;
                 }
                 RunContent::Packed(packed) => {
                     let image = self.target.image_mut().ok_or(ConvertError::Cancelled)?;
-                    image.write_packed(at, packed).map_err(failed)?;
+                    image.write_packed(offset, packed).map_err(failed)?;
                     self.report.compressed_bytes += length;
                     self.report.packed_bytes += packed.len() as u64;
                 }
@@ -93,24 +82,6 @@ impl<'a> Sink<'a> {
                 image.abort_write(plan)?;
                 Err(error.into())
             }
-        }
-    }
-
-    /// Makes zeros, unless they are there.
-    pub(super) fn zero(&mut self, offset: u64, length: u64) -> Result<(), ConvertError> {
-        if self.zero_already {
-            return Ok(());
-        }
-        self.report.zero_bytes += length;
-        self.target.write_zeroes(offset, length, true).map_err(|error| ConvertError::Write { offset, error })
-    }
-
-    /// Tells that `bytes` more are done.
-    pub(super) fn report_progress(&mut self, bytes: u64) -> Result<(), ConvertError> {
-        self.done += bytes;
-        match (self.progress)(self.done, self.total) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(ConvertError::Cancelled),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::zeros::is_zero;
+use qcowkit_core::zeros::is_zero;
 
 /// How long a run of zeros has to be to count as one.
 #[derive(Debug, Clone, Copy)]

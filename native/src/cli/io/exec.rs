@@ -14,7 +14,7 @@ use crate::cli::output::info::specific;
 use crate::cli::size::io_size;
 use crate::disk::Disk;
 use crate::info::describe;
-use crate::zeros::is_filled;
+use qcowkit_core::zeros::is_filled;
 
 /// Bytes that move at once. A multiple of every cluster size, so that cutting a request there costs nothing.
 const CHUNK: u64 = 2 << 20;

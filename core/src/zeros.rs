@@ -36,7 +36,7 @@ mod tests {
     #[test]
     fn every_position_counts() {
         for length in [0usize, 1, 31, 32, 33, 255, 256, 257, 600] {
-            let mut bytes = vec![0; length];
+            let mut bytes = alloc::vec![0; length];
             assert!(is_zero(&bytes) && is_filled(&bytes, 0));
             for index in 0..length {
                 bytes[index] = 1;
