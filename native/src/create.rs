@@ -69,6 +69,7 @@ impl NewImage {
         let storage = FileStorage::open(path, FileAccess::Create)?;
         storage.lock(lock_request(self.layer_format(), true))?;
         storage.set_barriers(self.durable);
+        storage.clear().map_err(Error::from)?;
         match &self.format {
             NewFormat::Raw(preallocation) => Disk::create_raw(storage, self.size, *preallocation),
             NewFormat::Qcow2(options) => {
