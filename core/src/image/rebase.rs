@@ -5,11 +5,11 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::ops::{ControlFlow, Range};
 
-use super::write::is_zero;
 use super::{Content, Image, Layer};
 use crate::error::{Error, Result};
 use crate::format::{HeaderArea, Name};
 use crate::storage::{Storage, StorageExtentKind};
+use crate::zeros::is_zero;
 
 /// The most bytes that are compared at once, unless one cluster has more.
 const PIECE_BYTES: u64 = 2 << 20;

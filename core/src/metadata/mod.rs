@@ -158,6 +158,7 @@ impl Metadata {
             unlinked_tables: BTreeSet::new(),
             tables: None,
             quarantine: commit::Quarantine::default(),
+            holes: Holes::default(),
             header_dirty: false,
             unsynced: false,
             poisoned: None,

@@ -171,7 +171,7 @@ impl<S: Storage> SharedImage<S> {
     /// As there.
     pub fn write_at(&self, offset: u64, from: &[u8]) -> Result<()> {
         let detect = self.options.detect_zeroes;
-        if detect != DetectZeroes::Off && crate::zeros::is_zero(from) {
+        if detect != DetectZeroes::Off && qcowkit_core::zeros::is_zero(from) {
             return self.write_zeroes(offset, from.len() as u64, detect == DetectZeroes::Unmap);
         }
         self.write_data(offset, from)
