@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use common::snapshot::make_snapshot;
 use common::walk::{COMPRESSED, COPIED, Fields, OFFSET, be64};
 use common::{Rng, from_env};
-use qcowkit_core::image::{CreateOptions, Image, OpenOptions};
+use qcowkit_core::image::{CreateOptions, Image, NewSnapshot, OpenOptions, SnapshotSelector};
 use qcowkit_core::metadata::{AllocationPolicy, DiscardPolicy, MetadataOptions, Unref};
 use qcowkit_core::storage::{MemoryStorage, ReadStorage};
 use qcowkit_core::{ErrorKind, Result};
@@ -124,7 +124,11 @@ fn abuse(bytes: &[u8], rng: &mut Rng) -> Result<()> {
         let length = (rng.below(40_000) + 1).min(size - offset.min(size));
         let part = &mut buffer[..length as usize];
         // Errors are what is asked for; the image must stand the next call.
-        let _ = match rng.below(9) {
+        let selector = SnapshotSelector::IdOrName(["1", "s", "2"][rng.below(3) as usize].into());
+        let _ = match rng.below(12) {
+            9 => image.create_snapshot(&NewSnapshot::default()).map(drop),
+            10 => image.apply_snapshot(&selector),
+            11 => image.delete_snapshot(&selector),
             0..=1 => image.read_at(offset, part),
             2..=3 => image.write_at(offset, part),
             4 => image.discard(offset, length),
@@ -137,6 +141,11 @@ fn abuse(bytes: &[u8], rng: &mut Rng) -> Result<()> {
     }
     let _ = image.flush();
     drop(image);
+    let view = options(unref, allocation).of_snapshot(SnapshotSelector::IdOrName("1".into()));
+    if let Ok(mut view) = Image::open(&storage, view) {
+        let _ = view.read_at(0, &mut buffer);
+        let _ = view.map(0, view.virtual_size().min(SIZE));
+    }
     // The file may have grown by what was written, not by what the image says.
     assert!(storage.memory_bytes() < bytes.len() as u64 + (48 << 20), "{} bytes kept", storage.memory_bytes());
     let mut magic = [0; 8];

@@ -22,7 +22,9 @@ use alloc::vec::Vec;
 use super::Image;
 use crate::error::{Error, ErrorKind, Result, Structure};
 use crate::format::{Geometry, HeaderArea, HostOffset, MAX_L1_BYTES, MAX_VIRTUAL_SIZE, Snapshot};
-use crate::metadata::{ActiveTable, DiscardType, Quarantined, Run, read_l1, read_snapshot_table, read_snapshots};
+use crate::metadata::{
+    ActiveTable, DiscardType, Quarantined, Run, Touch, read_l1, read_snapshot_table, read_snapshots,
+};
 use crate::storage::{ReadStorage, Storage};
 
 pub use table::{NewSnapshot, SnapshotSelector};
@@ -108,6 +110,8 @@ impl<S: Storage> Image<S> {
         let sized = sized.ok_or_else(|| Error::corrupt(Structure::SnapshotTable, "the disk size is beyond 2^63"))?;
         self.commit()?;
         self.metadata.refuse_unshareable(&self.storage, &tree)?;
+        let present = self.metadata.l1().to_vec();
+        self.metadata.refuse_unsound(&self.storage, &present)?;
 
         let mut l1: Vec<u64> = self.metadata.without_copied(&tree)?;
         let entries = usize::try_from(sized.l1_entries()).unwrap_or(usize::MAX).max(1);
@@ -154,6 +158,8 @@ impl<S: Storage> Image<S> {
         let snapshot = table.snapshots.remove(index);
         let tree = snapshot_l1(&snapshot, self.geometry(), &self.storage)?;
         self.commit()?;
+        self.metadata.refuse_unsound(&self.storage, &tree)?;
+        self.refuse_metadata_at(snapshot.l1_table_offset, bytes_of(&tree))?;
         self.publish_table(&table).map_err(|failed| failed.error)?;
         let pass = self.options.policy.passes(DiscardType::Snapshot);
         let released = self.metadata.release_tree(&self.storage, &tree, pass);
@@ -184,6 +190,7 @@ impl<S: Storage> Image<S> {
     fn snapshot_table(&self) -> Result<Table> {
         let header = &self.header().header;
         let (snapshots, length) = read_snapshot_table(header, &self.storage)?;
+        self.refuse_metadata_at(header.snapshots_offset, length)?;
         Ok(Table { snapshots, offset: HostOffset::new(header.snapshots_offset), length })
     }
 
@@ -280,8 +287,16 @@ impl<S: Storage> Image<S> {
         if count == 0 {
             return Ok(());
         }
+        self.metadata.refuse_metadata(first, count, Touch::GuestData)?;
         self.metadata.release(&self.storage, Quarantined { first, count, pass })?;
         self.commit()
+    }
+
+    /// Refuses a table that lies on the active tables.
+    fn refuse_metadata_at(&self, offset: u64, bytes: u64) -> Result<()> {
+        let first = self.geometry().host_cluster(HostOffset::new(offset));
+        let count = self.geometry().clusters_for(bytes);
+        if count == 0 { Ok(()) } else { self.metadata.refuse_metadata(first, count, Touch::GuestData) }
     }
 
     /// Gives back what was allocated for a table that the header does not name; where that fails, it leaks.

@@ -39,20 +39,33 @@ impl Metadata {
         &self.l1
     }
 
-    /// Refuses a tree whose clusters cannot all have one more reference: a refcount that is as high as its width
-    /// allows, or 0 already; an entry without meaning. Changes nothing.
+    /// Refuses a tree whose clusters cannot all have one more reference: a refcount as high as its width allows, and what
+    /// [`Metadata::refuse_unsound`] refuses. Changes nothing.
     pub(crate) fn refuse_unshareable(&mut self, storage: &impl ReadStorage, l1: &[u64]) -> Result<()> {
+        self.inspect_tree(storage, l1, self.geometry.max_refcount())
+    }
+
+    /// Refuses a tree that cannot be gone through, or whose clusters cannot be given back: a refcount that is 0 already, an
+    /// entry without meaning or one that leads to metadata, a table that is named twice. Changes nothing.
+    pub(crate) fn refuse_unsound(&mut self, storage: &impl ReadStorage, l1: &[u64]) -> Result<()> {
+        self.inspect_tree(storage, l1, u64::MAX)
+    }
+
+    /// Goes through a tree before anything changes; `most` is the highest refcount that is let pass.
+    fn inspect_tree(&mut self, storage: &impl ReadStorage, l1: &[u64], most: u64) -> Result<()> {
+        self.refuse_repeated(l1)?;
         // Of clusters that hold several compressed ones, and are so full that it matters: references to come.
         let mut packed: BTreeMap<u64, u64> = BTreeMap::new();
         for (l1_index, &raw) in (0u64..).zip(l1) {
             let Some(table) = self.table_behind(l1_index, raw)? else { continue };
             let cluster = self.geometry.host_cluster(table.offset);
             self.refuse_metadata(cluster, 1, Touch::Table)?;
-            self.refuse_full(storage, cluster, 1)?;
+            self.refuse_refcounts(storage, cluster, 1, most)?;
             for run in self.table_runs(storage, l1_index, table.offset)? {
                 let Some((first, count)) = self.references(&run) else { continue };
-                self.refuse_full(storage, first, count)?;
-                if matches!(run.entry, L2Entry::Compressed(_)) {
+                self.refuse_metadata(first, count, Touch::GuestData)?;
+                self.refuse_refcounts(storage, first, count, most)?;
+                if matches!(run.entry, L2Entry::Compressed(_)) && most < u64::MAX {
                     self.count_packed(storage, first, count, &mut packed)?;
                 }
             }
@@ -60,9 +73,34 @@ impl Metadata {
         Ok(())
     }
 
+    /// Refuses an L1 table that names an L2 table twice: a small file could ask for endless work so.
+    fn refuse_repeated(&self, l1: &[u64]) -> Result<()> {
+        let mut tables: Vec<(u64, u64)> = Vec::new();
+        for (l1_index, &raw) in (0u64..).zip(l1) {
+            if let Some(table) = self.table_behind(l1_index, raw)? {
+                tables.push((table.offset.get(), l1_index));
+            }
+        }
+        tables.sort_unstable();
+        let repeated = tables.iter().zip(tables.iter().skip(1)).find(|(one, next)| one.0 == next.0);
+        match repeated {
+            None => Ok(()),
+            Some((_, &(offset, l1_index))) => {
+                Err(Error::corrupt(Structure::L1Table, "two entries name the same L2 table")
+                    .at_index(l1_index)
+                    .at_host(offset))
+            }
+        }
+    }
+
     /// Refuses a run in which a refcount is 0 or cannot grow.
-    fn refuse_full(&mut self, storage: &impl ReadStorage, first: HostCluster, count: u64) -> Result<()> {
-        let most = self.geometry.max_refcount();
+    fn refuse_refcounts(
+        &mut self,
+        storage: &impl ReadStorage,
+        first: HostCluster,
+        count: u64,
+        most: u64,
+    ) -> Result<()> {
         match self.refcounts.find(storage, first, count, |refcount| refcount == 0 || refcount >= most)? {
             None => Ok(()),
             Some((at, 0)) => Err(Error::corrupt(Structure::RefcountBlock, "a cluster in use has refcount 0")
@@ -213,14 +251,17 @@ impl Metadata {
 
     fn release_table(&mut self, storage: &impl ReadStorage, l1_index: u64, raw: u64, pass: bool) -> Result<()> {
         let Some(table) = self.table_behind(l1_index, raw)? else { return Ok(()) };
+        let own = self.geometry.host_cluster(table.offset);
+        self.refuse_metadata(own, 1, Touch::Table)?;
         let mut result = Ok(());
         for run in self.table_runs(storage, l1_index, table.offset)? {
             if let Some((first, count)) = self.references(&run) {
-                result = result.and(self.release(storage, Quarantined { first, count, pass }));
+                let sound = self.refuse_metadata(first, count, Touch::GuestData);
+                let released = sound.and_then(|()| self.release(storage, Quarantined { first, count, pass }));
+                result = result.and(released);
             }
         }
-        let first = self.geometry.host_cluster(table.offset);
-        result.and(self.release(storage, Quarantined { first, count: 1, pass }))
+        result.and(self.release(storage, Quarantined { first: own, count: 1, pass }))
     }
 
     /// Sets the COPIED flag in the active tables wherever the refcount is one. Commits before, so that no refcount is
