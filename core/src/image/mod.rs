@@ -17,6 +17,7 @@ mod mover;
 mod open;
 mod options;
 mod preallocate;
+mod raw_data;
 mod read;
 mod rebase;
 mod resize;

@@ -216,6 +216,7 @@ impl<S: Storage> Image<S> {
         let in_step = per_step.saturating_sub(first.get().checked_rem(per_step).unwrap_or(0));
         let last = geometry.guest_cluster(GuestOffset::new(offset.saturating_add(length).saturating_sub(1)));
         let most = last.distance_from(first).saturating_add(1).min(in_step);
+        self.map_raw_data(first, most, in_step)?;
         let (entries, in_place) = self.similar_entries(first, most)?;
         let count = u64::try_from(entries.len()).unwrap_or(1);
         if in_place {
