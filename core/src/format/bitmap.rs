@@ -143,7 +143,10 @@ impl BitmapEntry {
                     || bytes > super::MAX_BITMAP_BYTES,
                 "the size of a bitmap table is impossible",
             ),
-            (!self.flags.in_use() && bits_needed > bytes.saturating_mul(8), "a bitmap too short for the virtual disk"),
+            (
+                !self.flags.in_use() && geometry.clusters_for(bits_needed.div_ceil(8)) != self.table_entries.into(),
+                "the size of a bitmap table does not fit the virtual disk",
+            ),
         ];
         checks.into_iter().find_map(|(wrong, what)| wrong.then_some(what))
     }

@@ -17,7 +17,7 @@ use common::{
     qemu_is_here, qemu_map, qemu_read, read_all, succeed,
 };
 use operations::{Disk, Operation, Patterns};
-use qcowkit_core::image::{NewSnapshot, OpenOptions, SnapshotSelector};
+use qcowkit_core::image::{DirtyBits, NewSnapshot, OpenOptions, SnapshotSelector};
 use scenario::{Backing, Scenario};
 
 const BATCHES: u64 = 4;
@@ -28,6 +28,8 @@ struct Subject {
     path: PathBuf,
     model: Vec<u8>,
     snapshots: Vec<(String, Vec<u8>)>,
+    /// What a bitmap must mark.
+    marks: DirtyBits,
 }
 
 /// The worlds of one seed.
@@ -55,7 +57,9 @@ impl Trial {
         let subject = |name: &str, by_us: bool| {
             let path = folder.path(name);
             scenario.make(&path, by_us);
-            Subject { path, model: model.clone(), snapshots: Vec::new() }
+            let granularity = scenario.create.cluster_size.clamp(4096, 65536).trailing_zeros() as u8;
+            let marks = DirtyBits::new(scenario.size, granularity);
+            Subject { path, model: model.clone(), snapshots: Vec::new(), marks }
         };
         let qemu = subject("qemu.qcow2", false);
         let ours = subject("ours.qcow2", scenario.made_by_us);
@@ -102,6 +106,7 @@ impl Trial {
                 assert!(done || operation.is_compressed(), "qemu-io failed: {}", operation.command(&self.patterns));
                 if done {
                     operation.apply_to_model(&mut subject.model, &self.disk, &self.patterns);
+                    operation.mark(&mut subject.marks);
                     all_done.push(operation);
                 }
             }
@@ -117,6 +122,7 @@ impl Trial {
             let command = operation.command(&self.patterns);
             operation.apply(&mut image, &self.patterns).unwrap_or_else(|error| panic!("{command}: {error}"));
             operation.apply_to_model(&mut subject.model, &self.disk, &self.patterns);
+            operation.mark(&mut subject.marks);
             if n % 16 == 15 {
                 assert_same(&read_all(&mut image), &subject.model, &format!("while open, after {command}"));
             }
@@ -135,6 +141,14 @@ impl Trial {
             assert_same(&read_all(&mut image), &subject.model, &format!("{what}, read by us"));
             assert_same(&qemu_read(&subject.path, None), &subject.model, &format!("{what}, read by QEMU"));
             assert_same_map(&our_map(&mut image), &qemu_map(&subject.path), false, &format!("{what}, our map of it"));
+            if self.scenario.bitmap {
+                // QEMU also marks the compressed writes that it refused.
+                let mut found = image.bitmap_bits("b0").unwrap();
+                assert!(who != "ours" || found == subject.marks, "{what}: the bitmap");
+                let before = found.dirty_bytes();
+                found.merge(&subject.marks);
+                assert_eq!(found.dirty_bytes(), before, "{what}: the bitmap misses a change");
+            }
             for (name, model) in &subject.snapshots {
                 // QEMU punches what snapshots share (discard.md, hazard 1); what is ours alone must be whole.
                 if who == "ours" || !self.scenario.no_unref {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use qcowkit::file::FileStorage;
-use qcowkit_core::image::Image;
+use qcowkit_core::image::{DirtyBits, Image};
 
 use crate::common::{Folder, Rng};
 
@@ -112,6 +112,17 @@ impl Operation {
             Self::Zero { offset, length, unmap } => image.write_zeroes(offset, length, unmap),
             Self::Discard { offset, length } => image.discard(offset, length),
             Self::Flush => image.flush(),
+        }
+    }
+
+    /// What a bitmap records of it.
+    pub(crate) fn mark(self, bits: &mut DirtyBits) {
+        match self {
+            Self::Write { offset, length, .. }
+            | Self::Compressed { offset, length, .. }
+            | Self::Zero { offset, length, .. }
+            | Self::Discard { offset, length } => bits.set(offset, length),
+            Self::Flush => {}
         }
     }
 

@@ -6,8 +6,8 @@ use alloc::vec::Vec;
 
 use byteorder::{BigEndian, ByteOrder};
 
+use super::MAX_BITMAP_MEMORY;
 use super::bits::{ClusterBits, DirtyBits};
-use super::{MAX_BITMAP_MEMORY, store};
 use crate::error::{Error, ErrorKind, Result, Structure};
 use crate::format::{BitmapEntry, BitmapTableEntry, Geometry, HeaderArea};
 use crate::image::Image;
@@ -53,9 +53,6 @@ impl<S: Storage> Image<S> {
         }
         if entry.flags.in_use() {
             return broken("it is marked as in use: it was not saved, or another program is changing it");
-        }
-        if store::table_entries(entry, geometry) != Some(entry.table_entries) {
-            return broken("the size of its table does not fit that of the disk");
         }
         let mut bits = DirtyBits::new(geometry.virtual_size(), entry.granularity_bits);
         let cluster_size = geometry.cluster_size();
