@@ -144,7 +144,7 @@ impl BitmapEntry {
                 "the size of a bitmap table is impossible",
             ),
             (
-                !self.flags.in_use() && geometry.clusters_for(bits_needed.div_ceil(8)) != self.table_entries.into(),
+                !self.flags.in_use() && geometry.clusters_for(bits_needed.div_ceil(8)) != u64::from(self.table_entries),
                 "the size of a bitmap table does not fit the virtual disk",
             ),
         ];
