@@ -5,9 +5,12 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::cuts::check_cuts;
 use common::from_env;
 use common::session::{Scenario, record};
+use qcowkit_core::crypto::{CipherAlgorithm, CipherMode, CipherSpec, HashAlgorithm, LuksFormat, NewVolume, Secret};
 use qcowkit_core::image::{CreateOptions, OpenOptions};
 use qcowkit_core::metadata::{AllocationPolicy, DiscardPolicy, MetadataOptions, RetainedOp, Unref};
 
@@ -104,9 +107,29 @@ fn scenario(name: &'static str, seed: u64) -> Scenario {
         "resize-2" => {
             Scenario { create: over_backing(create(2, 1024, 16, false)), backing: 80_000, resize: true, ..plain }
         }
+        "encrypted" => {
+            let create = CreateOptions { encryption: Some(volume()), ..create(3, 512 << (seed % 3), 16, false) };
+            let open = plain.open.clone().with_key(Secret::from("key"));
+            Scenario { create, open, resize: seed.is_multiple_of(2), ..plain }
+        }
         "refcount-table" => Scenario { size: 3 << 20, preallocated: 1_950_000 / 512 * 512, steps: 80, ..plain },
         other => panic!("no scenario {other}"),
     }
+}
+
+/// A volume that opens fast: what is cut are the writes of the guest.
+fn volume() -> Arc<NewVolume> {
+    let spec = CipherSpec { algorithm: CipherAlgorithm::Aes128, mode: CipherMode::Cbc, ..CipherSpec::default() };
+    let format = LuksFormat { spec, hash: HashAlgorithm::Sha256, slot_iterations: 1, master_key_iterations: 1 };
+    let mut next = 0u8;
+    let mut random = |bytes: &mut [u8]| {
+        bytes.iter_mut().for_each(|byte| {
+            next = next.wrapping_mul(29).wrapping_add(7);
+            *byte = next;
+        });
+        Ok(())
+    };
+    Arc::new(format.make(&Secret::from("key"), &mut random).unwrap())
 }
 
 fn run(name: &'static str, sessions: u64, budget: usize) {
@@ -147,5 +170,6 @@ cuts! {
     resizing_beside_a_snapshot: "resize-snapshot", 9, 200;
     resizing_with_subclusters: "resize-subclusters", 9, 200;
     resizing_version_2: "resize-2", 9, 200;
+    encrypted: "encrypted", 9, 150;
     the_refcount_table_moves: "refcount-table", 4, 150;
 }

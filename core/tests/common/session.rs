@@ -283,7 +283,7 @@ impl Recorder<'_> {
     }
 
     fn packed(&mut self) {
-        if self.scenario.create.refcount_bits == 1 {
+        if self.scenario.create.refcount_bits == 1 || self.scenario.create.encryption.is_some() {
             return self.write();
         }
         let (offset, length) = self.range();

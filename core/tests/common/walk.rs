@@ -130,6 +130,18 @@ pub fn walk(bytes: &[u8]) -> Result<Walk, String> {
 }
 
 impl Walker<'_> {
+    /// The clusters that the extension for the encryption header names.
+    fn encryption_header(&mut self) -> Result<(), String> {
+        let mut at = if be32(self.bytes, 4) >= 3 { be32(self.bytes, 100) } else { 72 };
+        while be32(self.bytes, at) != 0 && at < self.fields.cluster() {
+            if be32(self.bytes, at) == 0x0537_be77 {
+                self.add(be64(self.bytes, at + 8), be64(self.bytes, at + 16), Kind::Table)?;
+            }
+            at += 8 + be32(self.bytes, at + 4).next_multiple_of(8);
+        }
+        Ok(())
+    }
+
     fn run(&mut self) -> Result<(), String> {
         let fields = self.fields.clone();
         self.add(0, fields.cluster(), Kind::Header)?;
@@ -142,6 +154,7 @@ impl Walker<'_> {
                 self.block(index, block);
             }
         }
+        self.encryption_header()?;
         self.l1(fields.l1_offset, fields.l1_size, true)?;
         let mut at = fields.snapshots_offset;
         for _ in 0..fields.snapshots {

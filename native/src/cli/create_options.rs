@@ -50,14 +50,14 @@ const OPTIONS: &[Known] = &[
     known("compression_type", Kind::Text, 13, "Compression method used for image cluster compression"),
     known("data_file", Kind::Text, 22, "File name of an external data file"),
     known("data_file_raw", Kind::Boolean, 23, "The external data file must stay valid as a raw image"),
-    known("encrypt.cipher-alg", Kind::Text, 2, "Name of encryption cipher algorithm"),
-    known("encrypt.cipher-mode", Kind::Text, 3, "Name of encryption cipher mode"),
+    known("encrypt.cipher-alg", Kind::Text, 3, "Name of encryption cipher algorithm"),
+    known("encrypt.cipher-mode", Kind::Text, 4, "Name of encryption cipher mode"),
     known("encrypt.format", Kind::Text, 1, "Encrypt the image, format choices: 'aes', 'luks'"),
-    known("encrypt.hash-alg", Kind::Text, 4, "Name of encryption hash algorithm"),
-    known("encrypt.iter-time", Kind::Number, 5, "Time to spend in PBKDF in milliseconds"),
-    known("encrypt.ivgen-alg", Kind::Text, 6, "Name of IV generator algorithm"),
-    known("encrypt.ivgen-hash-alg", Kind::Text, 7, "Name of IV generator hash algorithm"),
-    known("encrypt.key-secret", Kind::Text, 8, "ID of secret providing qcow AES key or LUKS passphrase"),
+    known("encrypt.hash-alg", Kind::Text, 7, "Name of encryption hash algorithm"),
+    known("encrypt.iter-time", Kind::Number, 8, "Time to spend in PBKDF in milliseconds"),
+    known("encrypt.ivgen-alg", Kind::Text, 5, "Name of IV generator algorithm"),
+    known("encrypt.ivgen-hash-alg", Kind::Text, 6, "Name of IV generator hash algorithm"),
+    known("encrypt.key-secret", Kind::Text, 2, "ID of secret providing qcow AES key or LUKS passphrase"),
     known(
         "encryption",
         Kind::Boolean,
@@ -277,19 +277,22 @@ impl ImageOptions {
             }
             (None, false) => return Ok(None),
         }
-        let words = |error: qcowkit_core::Error| super::keys::plain(&error);
         let mut luks = LuksOptions::default();
         if let Some(name) = text("cipher-alg") {
-            luks.spec.algorithm = CipherAlgorithm::from_name(&name).map_err(words)?;
+            luks.spec.algorithm = CipherAlgorithm::from_name(&name).map_err(|_| match name.as_str() {
+                "des" | "3des" => format!("Algorithm '{name}' not supported"),
+                _ => refused_value("cipher-alg", &name),
+            })?;
         }
         if let Some(name) = text("cipher-mode") {
-            luks.spec.mode = CipherMode::from_name(&name).map_err(words)?;
+            luks.spec.mode = CipherMode::from_name(&name).map_err(|_| refused_value("cipher-mode", &name))?;
         }
-        if let Some(name) = text("hash-alg") {
-            luks.hash = HashAlgorithm::from_name(&name).map_err(words)?;
-        }
-        let vector_hash = text("ivgen-hash-alg").map(|name| HashAlgorithm::from_name(&name)).transpose();
-        let vector_hash = vector_hash.map_err(words)?.unwrap_or(HashAlgorithm::Sha256);
+        let hash = |key: &str| {
+            let named = text(key).map(|name| HashAlgorithm::from_name(&name).map_err(|_| refused_value(key, &name)));
+            Ok::<_, String>(named.transpose()?.unwrap_or(HashAlgorithm::Sha256))
+        };
+        luks.hash = hash("hash-alg")?;
+        let vector_hash = hash("ivgen-hash-alg")?;
         luks.spec.vectors = match text("ivgen-alg").as_deref() {
             None | Some("plain64") => VectorGenerator::Plain64,
             Some("plain") => VectorGenerator::Plain,

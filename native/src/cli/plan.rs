@@ -41,12 +41,14 @@ pub(crate) struct Source {
     needs_data: bool,
     /// What layers are said to be encrypted with.
     methods: Vec<(u32, EncryptionMethod)>,
+    /// The list of options that stood in place of a name.
+    options_given: Option<String>,
 }
 
 impl Source {
     fn new(path: PathBuf, request: OpenRequest) -> Self {
         let (ring, keys, methods) = (Keyring::new(), KeyArgs::default(), Vec::new());
-        Self { path, request, ring, keys, needs_data: false, methods }
+        Self { path, request, ring, keys, needs_data: false, methods, options_given: None }
     }
 
     fn with_keys(mut self, keys: &KeyArgs) -> Result<Self, Failure> {
@@ -68,7 +70,7 @@ impl Source {
     /// In the words of the program that is spoken for.
     pub(crate) fn open(&self, personality: Personality) -> Result<Disk, Failure> {
         let disk = open::open(&self.path, &self.request).map_err(|error| {
-            let failure = Failure::open(&error, personality);
+            let failure = self.named(Failure::open(&error, personality), personality);
             match error.error.kind() {
                 ErrorKind::WrongKey(_) if personality.is_own() => self.keys.hint(failure),
                 _ => failure,
@@ -80,6 +82,18 @@ impl Source {
             self.refuse_locked(&disk, personality)?;
         }
         Ok(disk)
+    }
+
+    /// qemu-img names an image by the options that it was given.
+    fn named(&self, failure: Failure, personality: Personality) -> Failure {
+        match &self.options_given {
+            Some(given) if personality == Personality::QemuImg => {
+                let by_name = format!("Could not open '{}'", self.path.display());
+                let message = failure.message.replacen(&by_name, &format!("Could not open '{given}'"), 1);
+                Failure { message, ..failure }
+            }
+            _ => failure,
+        }
     }
 
     /// The same for reading or writing guest data: keys that are missing are asked for, if there is a terminal.
@@ -149,7 +163,7 @@ impl Source {
             let failed = image.storage().path().into();
             let error = qcowkit_core::Error::invalid(what);
             let error = open::OpenError { image: self.path.clone(), failed, depth: *depth, error };
-            return Err(Failure::open(&error, personality));
+            return Err(self.named(Failure::open(&error, personality), personality));
         }
         Ok(())
     }
@@ -161,7 +175,7 @@ impl Source {
                 let error = ErrorKind::Encrypted(method.name().into()).into();
                 let failed = layer.file().path().into();
                 let error = open::OpenError { image: self.path.clone(), failed, depth, error };
-                return Err(Failure::open(&error, personality));
+                return Err(self.named(Failure::open(&error, personality), personality));
             }
         }
         Ok(())
@@ -359,6 +373,7 @@ fn image_opts(text: &OsStr, mut source: Source, secrets: &Secrets) -> Result<Sou
             _ => source.set(key, value, secrets)?,
         }
     }
+    source.options_given = Some(text.to_owned());
     source.path = path.ok_or_else(|| Failure::usage("--image-opts needs file.filename=NAME"))?;
     Ok(source)
 }

@@ -18,7 +18,13 @@ pub(crate) fn run(args: &MapArgs, session: &mut Session<'_>) -> Outcome {
     let end = length.map_or(disk.virtual_size(), |length| start.saturating_add(length)).min(disk.virtual_size());
     let mut statuses = Statuses::new(&mut disk);
     let mut at = start;
-    let mut printer = Printer { format: args.output.output, names, out: session.out, begun: false };
+    let mut printer = Printer {
+        format: args.output.output,
+        names,
+        out: session.out,
+        begun: false,
+        own: session.personality.is_own(),
+    };
     printer.begin()?;
     while at < end {
         let run =
@@ -36,6 +42,8 @@ struct Printer<'a> {
     names: Vec<String>,
     out: &'a mut dyn Write,
     begun: bool,
+    /// Also what cannot be read at a place in the file is listed.
+    own: bool,
 }
 
 impl Printer<'_> {
@@ -51,10 +59,15 @@ impl Printer<'_> {
             OutputFormat::Json => Ok(self.object(run)?),
             OutputFormat::Human if !run.data || run.zero => Ok(()),
             OutputFormat::Human => {
+                let name = self.names.get(run.depth as usize).map_or("", String::as_str);
                 let Some(offset) = run.offset else {
+                    if self.own {
+                        let what = if run.compressed { "compressed" } else { "encrypted" };
+                        writeln!(self.out, "{}{}{what:<16}{name}", Hex(run.start), Hex(run.length))?;
+                        return Ok(());
+                    }
                     return Err(Failure::new("File contains external, encrypted or compressed clusters."));
                 };
-                let name = self.names.get(run.depth as usize).map_or("", String::as_str);
                 writeln!(self.out, "{}{}{}{name}", Hex(run.start), Hex(run.length), Hex(offset))?;
                 Ok(())
             }
