@@ -101,6 +101,65 @@ fn while_qemu_writes_nobody_else_does() {
     assert_eq!(disk.lock(LockRequest::WRITE), HELD);
 }
 
+/// A qemu-nbd that serves an image until it is dropped.
+struct Server(Child);
+
+impl Server {
+    fn start(options: &[&str], image: &Path, socket: &Path) -> Result<Self, String> {
+        let mut child = Command::new("qemu-nbd")
+            .args(["-t", "-f", "qcow2", "-k"])
+            .arg(socket)
+            .args(options)
+            .arg(image)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        loop {
+            if let Some(ended) = child.try_wait().unwrap() {
+                assert!(!ended.success());
+                let mut words = String::new();
+                std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut words).unwrap();
+                return Err(words);
+            }
+            // It listens once it has opened the image.
+            if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+                return Ok(Self(child));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_server_of_qemus_and_we_keep_each_other_out() {
+    if !qemu_is_here() {
+        return;
+    }
+    let folder = Folder::new();
+    let image = folder.image("qcow2");
+    let disk = FileStorage::open(&image, FileAccess::Write).unwrap();
+    let server = Server::start(&[], &image, &folder.path("1")).unwrap();
+    assert_eq!(disk.lock(LockRequest::WRITE), conflict(&image, "write", false));
+    assert_eq!(disk.lock(LockRequest::READ), conflict(&image, "write", true));
+    drop(server);
+    assert_eq!(disk.lock(LockRequest::WRITE), HELD);
+    let refused = |options: &[&str], name: &str| Server::start(options, &image, &folder.path(name)).err().unwrap();
+    assert!(refused(&[], "2").contains("Failed to get \"write\" lock"));
+    assert!(refused(&["-r"], "3").contains("Failed to get shared \"write\" lock"));
+    assert_eq!(disk.lock(LockRequest::READ), HELD);
+    assert!(refused(&[], "4").contains("Failed to get \"write\" lock"));
+    let server = Server::start(&["-r"], &image, &folder.path("5")).unwrap();
+    assert_eq!(disk.lock(LockRequest::WRITE), conflict(&image, "write", false));
+    drop(server);
+}
+
 #[test]
 fn the_words_are_qemus() {
     if !qemu_is_here() {

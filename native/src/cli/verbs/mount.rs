@@ -28,6 +28,9 @@ pub(crate) fn run(args: &MountArgs, session: &mut Session<'_>) -> Outcome {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])
         .map_err(|error| Failure::new(format!("cannot wait for signals: {error}")))?;
     let disk = source.open(session.personality)?;
+    if disk.image().is_some_and(qcowkit_core::image::Image::is_locked) {
+        return Err(Failure::new(format!("{name}: the image is encrypted and no key was given")));
+    }
     let size = disk.virtual_size();
 
     let (events, happened) = mpsc::channel();
