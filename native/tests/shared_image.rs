@@ -435,6 +435,8 @@ fn nobody_is_refused_what_readers_hold() {
         image.discard(0, cluster).unwrap();
         // There is no room but what the reader reads.
         let writer = scope.spawn(move || image.write_at(8 * cluster, &vec![2; cluster as usize]));
+        // Long enough for the writer to find that out; if it is not, nothing is proven, and nothing fails.
+        std::thread::sleep(std::time::Duration::from_millis(100));
         pause.release();
         writer.join().unwrap().unwrap();
     });

@@ -60,11 +60,6 @@ impl WritePlan {
     pub fn targets(&self) -> impl Iterator<Item = (u64, u64, HostOffset)> + '_ {
         self.pieces.iter().map(|piece| (piece.guest_offset, piece.length, piece.host_offset))
     }
-
-    /// Whether all bytes go to places that are mapped already, so that no entry will change.
-    pub fn is_in_place(&self) -> bool {
-        self.pieces.iter().all(|piece| piece.links.is_empty() && piece.fills.is_empty())
-    }
 }
 
 impl<S: Storage> Image<S> {

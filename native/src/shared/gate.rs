@@ -162,13 +162,11 @@ struct Claimed {
     id: u64,
     first: u64,
     last: u64,
-    /// Changes no mapping: others of the kind may do so beside it.
-    shared: bool,
 }
 
 impl Claimed {
     fn excludes(&self, other: &Self) -> bool {
-        self.first <= other.last && other.first <= self.last && !(self.shared && other.shared)
+        self.first <= other.last && other.first <= self.last
     }
 }
 
@@ -181,7 +179,7 @@ impl Claims {
         let mut state = lock(&self.state);
         let id = state.next;
         state.next += 1;
-        state.queue.push(Claimed { id, first, last, shared: false });
+        state.queue.push(Claimed { id, first, last });
         // First come, first served, so that a large range is not starved by small ones.
         while !state.is_first(id) {
             state = wait(&self.changed, state);
@@ -204,16 +202,6 @@ impl ClaimState {
 pub(crate) struct Claim<'a> {
     claims: &'a Claims,
     id: u64,
-}
-
-impl Claim<'_> {
-    /// From now on bytes are only written where they are mapped: others who do the same need not wait.
-    pub(crate) fn share(&self) {
-        if let Some(claimed) = lock(&self.claims.state).queue.iter_mut().find(|claimed| claimed.id == self.id) {
-            claimed.shared = true;
-        }
-        self.claims.changed.notify_all();
-    }
 }
 
 impl Drop for Claim<'_> {

@@ -182,7 +182,7 @@ impl<S: Storage> SharedImage<S> {
         if from.is_empty() {
             return self.decide(|image| image.write_at(offset, from));
         }
-        let claim = self.claim(offset, from.len() as u64);
+        let _claim = self.claim(offset, from.len() as u64);
         let prepare = || {
             self.gate.decide_to_move(|image, epochs| {
                 image.set_epochs(core_epochs(epochs));
@@ -197,9 +197,6 @@ impl<S: Storage> SharedImage<S> {
             (plan, ticket) = prepare();
         }
         let plan = plan?;
-        if plan.is_in_place() {
-            claim.share();
-        }
         let moved = self.mover.write_planned(&plan, from);
         self.written.fetch_add(from.len() as u64, Ordering::Relaxed);
         // Before the commit, which may have use for what was held.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use qcowkit::file::{FileAccess, FileStorage};
@@ -46,8 +46,15 @@ impl Pause {
     }
 
     pub(crate) fn release(&self) {
-        *self.0.state.lock().unwrap() = Stop::default();
+        *self.0.state.lock().unwrap_or_else(PoisonError::into_inner) = Stop::default();
         self.0.changed.notify_all();
+    }
+}
+
+/// A test that fails must not leave a thread behind that waits for ever.
+impl Drop for Pause {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 
