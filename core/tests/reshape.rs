@@ -344,7 +344,8 @@ struct Rebase {
 fn rebases(seed: u64) -> Vec<(&'static str, Rebase)> {
     let other = |size| chain(&[(create(3, 1024, false), size)], None, seed + 100);
     let mut all = Vec::new();
-    for (name, old) in chains(seed) {
+    let alone = [2, 3].map(|version| ("no backing file", chain(&[(create(version, 512, false), 60_416)], None, seed)));
+    for (name, old) in chains(seed).into_iter().chain(alone) {
         let new = match seed % 3 {
             0 => None,
             1 => Some(other(40_960)),
@@ -381,7 +382,7 @@ fn judge_rebased(rebase: &Rebase, top: &[u8]) -> Result<(), String> {
             (rebase.old.files[1..].to_vec(), rebase.old.raw)
         }
         (Some("the new one"), Some(new)) if format.as_deref() == Some("qcow2") => (new.files.clone(), new.raw),
-        (None, None) if format.is_none() => (Vec::new(), false),
+        (None, _) if format.is_none() && (rebase.new.is_none() || rebase.old.files.len() == 1) => (Vec::new(), false),
         other => return Err(format!("the header names {:?} {format:?}", other.0)),
     };
     let mut files = vec![MemoryStorage::from_bytes(top)];

@@ -264,8 +264,9 @@ impl<S: Storage> Image<S> {
     ) -> Result<()> {
         let length = run.end.saturating_sub(run.start);
         let geometry = self.geometry();
-        // Version 2 has no other zeros over a backing file than written ones.
-        if zero && (geometry.version() >= 3 || !compress) {
+        // Version 2 has no other zeros over a backing file than written ones, and one that has no backing file yet would
+        // leave them unallocated.
+        if zero && geometry.version() >= 3 {
             report.zero_bytes = report.zero_bytes.saturating_add(length);
             return self.write_zeroes(run.start, length, true);
         }
