@@ -7,7 +7,9 @@ use qcowkit_core::crypto::{
     CipherAlgorithm, CipherMode, CipherSpec, HashAlgorithm, KeyRequest, KeySource, Keyring, LuksFormat, NewVolume,
     Secret, SlotChange, VectorGenerator,
 };
-use qcowkit_core::image::{Content, CreateOptions, Image, Layer, OpenOptions, Preallocation};
+use qcowkit_core::image::{
+    Content, CreateOptions, Image, Layer, NewSnapshot, OpenOptions, Preallocation, SnapshotSelector,
+};
 use qcowkit_core::operations::check;
 use qcowkit_core::storage::{MemoryStorage, ReadStorage, Storage};
 use qcowkit_core::{Error, ErrorKind, Result};
@@ -254,4 +256,29 @@ fn what_would_not_be_encrypted_is_refused() {
     storage.set_len(0x40000 + 1000).unwrap();
     assert!(matches!(Image::open(&storage, with_key("k")).unwrap_err().kind(), ErrorKind::Corrupt(_)));
     assert!(storage.len().unwrap() > 0);
+}
+
+#[test]
+fn snapshots_need_the_key_for_their_data_alone() {
+    let mut image = Image::create(MemoryStorage::new(), SIZE, &create("right")).unwrap();
+    image.write_at(100, b"before").unwrap();
+    let storage = image.close().unwrap();
+    let new = NewSnapshot { name: "s".into(), ..NewSnapshot::default() };
+    let selector = SnapshotSelector::Name("s".into());
+    Image::open(&storage, OpenOptions::default()).unwrap().create_snapshot(&new).unwrap();
+    let mut image = Image::open(&storage, with_key("right")).unwrap();
+    image.write_at(100, b"after!").unwrap();
+    image.flush().unwrap();
+    drop(image);
+
+    let mut view = Image::open(&storage, with_key("right").of_snapshot(selector.clone())).unwrap();
+    assert_eq!(read(&mut view, 100, 6), b"before");
+    let mut view = Image::open(&storage, OpenOptions::default().of_snapshot(selector.clone())).unwrap();
+    assert!(matches!(refused(view.read_at(100, &mut [0; 6])).kind(), ErrorKind::Encrypted(_)));
+
+    Image::open(&storage, OpenOptions::default()).unwrap().apply_snapshot(&selector).unwrap();
+    Image::open(&storage, OpenOptions::default()).unwrap().delete_snapshot(&selector).unwrap();
+    assert_eq!(read(&mut Image::open(&storage, with_key("right")).unwrap(), 100, 6), b"before");
+    let area = qcowkit_core::operations::read_header(&storage).unwrap();
+    assert!(check(&storage, &area, &mut |_| ()).unwrap().is_clean());
 }
