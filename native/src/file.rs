@@ -210,6 +210,18 @@ impl FileStorage {
         Ok(())
     }
 
+    /// Has the system copy bytes from another file: file systems that can share blocks do that. False where it cannot;
+    /// part of the range may be overwritten then.
+    ///
+    /// # Errors
+    /// As [`Storage::write_at`].
+    pub fn copy_from(&self, source: &Self, from: u64, to: u64, length: u64) -> Result<bool, StorageError> {
+        self.admit(StorageOperation::Write, to, length)?;
+        let copied = sys::copy_range(source.file(), from, self.file(), to, length);
+        self.changed(StorageOperation::Write, to, copied.as_ref().map(drop).map_err(|error| error.kind().into()))?;
+        copied.map_err(|error| storage_error(&error, StorageOperation::Write.verb(), Some(to)))
+    }
+
     /// The image locks held on the file.
     pub(crate) fn held_locks(&self) -> MutexGuard<'_, LockRequest> {
         self.state.held_locks.lock().unwrap_or_else(PoisonError::into_inner)

@@ -60,6 +60,12 @@ impl WritePlan {
     pub fn targets(&self) -> impl Iterator<Item = (u64, u64, HostOffset)> + '_ {
         self.pieces.iter().map(|piece| (piece.guest_offset, piece.length, piece.host_offset))
     }
+
+    /// Whether old bytes have to move along (copy on write), which [`Image::write_planned`] does. Otherwise whoever
+    /// fills the targets has done all.
+    pub fn moves_old_bytes(&self) -> bool {
+        self.pieces.iter().any(|piece| !piece.fills.is_empty())
+    }
 }
 
 impl<S: Storage> Image<S> {

@@ -10,6 +10,7 @@ mod sink;
 mod split;
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::ops::ControlFlow;
 
 use qcowkit_core::Error;
@@ -44,6 +45,14 @@ pub struct ConvertOptions {
     pub out_of_order: bool,
     /// The most threads that read and pack (`-m`), at least 1. More than the machine can run at once are not started.
     pub workers: usize,
+    /// Has the system copy data from file to file where it can (`-C`): quick where blocks can be shared, but zeros among
+    /// the data are copied as they are. Neither with `compress` nor with `salvage`.
+    pub offload: bool,
+    /// What cannot be read becomes zeros, and is told to [`Watch::unreadable`], instead of ending the conversion
+    /// (`--salvage`).
+    pub salvage: bool,
+    /// The most bytes of data that are written in a second (`-r`).
+    pub rate: Option<NonZeroU64>,
 }
 
 impl Default for ConvertOptions {
@@ -55,6 +64,9 @@ impl Default for ConvertOptions {
             target: TargetState::New,
             out_of_order: false,
             workers: 8,
+            offload: false,
+            salvage: false,
+            rate: None,
         }
     }
 }
@@ -73,6 +85,52 @@ pub struct ConvertReport {
     pub compressed_bytes: u64,
     /// What the packed clusters take in the file.
     pub packed_bytes: u64,
+    /// Of `data_bytes`, those that the system copied.
+    pub offloaded_bytes: u64,
+}
+
+/// Hears of a conversion while it goes on, in the thread that asked for it.
+pub trait Watch {
+    /// So many bytes of the disk are done, and of how many; can stop the conversion.
+    fn progress(&mut self, done: u64, total: u64) -> ControlFlow<()>;
+
+    /// A part of a source cannot be read and is taken for zeros; see [`ConvertOptions::salvage`].
+    fn unreadable(&mut self, part: &Unreadable);
+}
+
+/// A part of a source that cannot be read.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Unreadable {
+    /// Which source, from 0.
+    pub source: usize,
+    /// First byte of that source's disk.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// What is wrong.
+    pub error: Error,
+    /// Not even what lies there can be told.
+    pub status: bool,
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = if self.status { "block status at" } else { "" };
+        let space = if self.status { " " } else { "" };
+        write!(f, "error while reading {what}{space}offset {}: {}", self.offset, self.error)
+    }
+}
+
+/// A function of the progress alone.
+struct ProgressOnly<'a>(&'a mut dyn FnMut(u64, u64) -> ControlFlow<()>);
+
+impl Watch for ProgressOnly<'_> {
+    fn progress(&mut self, done: u64, total: u64) -> ControlFlow<()> {
+        (self.0)(done, total)
+    }
+
+    fn unreadable(&mut self, _part: &Unreadable) {}
 }
 
 /// Why a conversion ended early.
@@ -168,6 +226,19 @@ pub fn convert(
     options: &ConvertOptions,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<ConvertReport, ConvertError> {
+    convert_watched(sources, target, options, &mut ProgressOnly(progress))
+}
+
+/// As [`convert`], with somebody who also hears of what cannot be read.
+///
+/// # Errors
+/// As there.
+pub fn convert_watched(
+    sources: &mut [Disk],
+    target: &mut Disk,
+    options: &ConvertOptions,
+    watch: &mut dyn Watch,
+) -> Result<ConvertReport, ConvertError> {
     let total = total_size(sources).map_err(ConvertError::Refused)?;
     if target.virtual_size() < total {
         return Err(ConvertError::TargetTooSmall { target: target.virtual_size(), sources: total });
@@ -175,8 +246,8 @@ pub fn convert(
     refuse(sources, target, options).map_err(ConvertError::Refused)?;
     let rules = piece::Rules::new(target, options);
     let mut planner = plan::Planner::new(sources, target, &rules, options, total);
-    let mut sink = sink::Sink::new(target, &rules);
-    let mut progress = pipeline::Progress { done: 0, total, tell: progress };
+    let mut sink = sink::Sink::new(target, &rules, options);
+    let mut progress = pipeline::Progress { done: 0, total, watch };
     let copied = copy(sources, &mut planner, &mut sink, &rules, options, &mut progress);
     let mut report = sink.report();
     report.total_bytes = total;
@@ -193,7 +264,7 @@ fn copy(
     options: &ConvertOptions,
     progress: &mut pipeline::Progress<'_>,
 ) -> Result<(), ConvertError> {
-    progress.reached(0)?;
+    progress.reached(0, &[])?;
     loop {
         let batch = planner.next_batch(sources)?;
         if batch.is_empty() {
@@ -217,6 +288,9 @@ fn refuse(sources: &[Disk], target: &Disk, options: &ConvertOptions) -> Result<(
         if options.out_of_order {
             return Err(Error::invalid("compression does not go with writes out of order"));
         }
+    }
+    if options.offload && (options.compress || options.salvage) {
+        return Err(Error::invalid("copy offloading goes neither with compression nor with salvaging"));
     }
     if options.backing && sources.len() != 1 {
         return Err(Error::invalid("a backing file for the target makes no sense with several sources"));

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use qcowkit_core::Error;
 use qcowkit_core::codec::{Codecs, CompressionType};
+use qcowkit_core::image::Extent;
 use qcowkit_core::storage::ReadStorage;
 
-use super::plan::{Batch, Job, Kind, Segment, Work};
+use super::plan::{Batch, Job, Kind, Segment, Work, part_of};
 use super::split::Split;
-use super::{ConvertError, ConvertOptions, TargetState};
+use super::{ConvertError, ConvertOptions, TargetState, Unreadable};
 use crate::disk::Disk;
 use qcowkit_core::zeros::is_zero;
 
@@ -26,6 +27,8 @@ pub(super) struct Rules {
     pub(super) zero_already: bool,
     /// Every cluster is packed.
     pub(super) compress: bool,
+    offload: bool,
+    salvage: bool,
     split: Split,
     /// Data runs grow to multiples of this, a power of two.
     unit: u64,
@@ -49,6 +52,8 @@ impl Rules {
             dense: options.sparse_size < 512,
             zero_already,
             compress: options.compress,
+            offload: options.offload,
+            salvage: options.salvage,
             split: Split::new(options.sparse_size),
             unit: match image.map(|image| image.geometry().subcluster_size()) {
                 None => 1,
@@ -88,6 +93,8 @@ pub(super) struct Piece {
     /// Bytes of the disk that it stands for, those that are left alone among them.
     pub(super) disk_bytes: u64,
     pub(super) runs: Vec<Run>,
+    /// What could not be read and was taken for zeros.
+    pub(super) unreadable: Vec<Unreadable>,
 }
 
 /// A part of the disk and what becomes of it.
@@ -107,6 +114,11 @@ pub(super) enum RunContent {
     Zero,
     /// One cluster, packed.
     Packed(Vec<u8>),
+    /// Not read: the system may be able to copy it.
+    Offload {
+        source: usize,
+        extent: Extent,
+    },
 }
 
 /// A window while it is looked at.
@@ -168,6 +180,17 @@ impl Piece {
         let (Some(first), Some(last)) = (segments.first(), segments.last()) else { return Ok(()) };
         let window = Window { offset: first.offset, place: self.used };
         self.used = window.place(last.offset + last.length);
+        if rules.offload {
+            for segment in segments {
+                let content = match segment.kind {
+                    Kind::Zero => RunContent::Zero,
+                    Kind::Backing => continue,
+                    Kind::Data { source, extent } => RunContent::Offload { source, extent },
+                };
+                self.add(segment.offset, segment.length, content, rules);
+            }
+            return Ok(());
+        }
         if self.bytes.len() < self.used {
             self.bytes.resize(self.used, 0);
         }
@@ -176,9 +199,10 @@ impl Piece {
             match segment.kind {
                 Kind::Zero => rules.make_zeros(into),
                 Kind::Backing => {}
-                Kind::Data { source, extent } => sources[source]
-                    .read_extent(&extent, into)
-                    .map_err(|error| ConvertError::Read { source, offset: extent.guest_offset, error })?,
+                Kind::Data { source, extent } => match read(&sources[source], source, &extent, into) {
+                    Err(_) if rules.salvage => salvage(&sources[source], source, &extent, into, &mut self.unreadable),
+                    done => done?,
+                },
             }
         }
         for stretch in segments.split(|segment| segment.kind == Kind::Backing) {
@@ -276,6 +300,25 @@ impl Piece {
             }
         }
         self.runs.push(Run { offset, length, content });
+    }
+}
+
+/// Reads a part of an extent, from its beginning.
+pub(super) fn read(disk: &Disk, source: usize, extent: &Extent, into: &mut [u8]) -> Result<(), ConvertError> {
+    disk.read_extent(extent, into).map_err(|error| ConvertError::Read { source, offset: extent.guest_offset, error })
+}
+
+/// Reads sector by sector; where one cannot be read, there are zeros.
+fn salvage(disk: &Disk, source: usize, extent: &Extent, into: &mut [u8], unreadable: &mut Vec<Unreadable>) {
+    const SECTOR: usize = 512;
+    let mut rest = *extent;
+    for sector in into.chunks_mut(SECTOR) {
+        let length = sector.len() as u64;
+        if let Err(error) = disk.read_extent(&rest, sector) {
+            sector.fill(0);
+            unreadable.push(Unreadable { source, offset: rest.guest_offset, length, error, status: false });
+        }
+        rest = part_of(&rest, length, rest.length.saturating_sub(length));
     }
 }
 

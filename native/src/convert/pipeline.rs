@@ -12,7 +12,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use super::piece::{Packer, Piece, Rules};
 use super::plan::Batch;
 use super::sink::Sink;
-use super::{ConvertError, ConvertOptions};
+use super::{ConvertError, ConvertOptions, Unreadable, Watch};
 use crate::disk::Disk;
 
 /// Less than this is done before a thread has started.
@@ -25,14 +25,15 @@ const BUFFERS_BESIDES: usize = 3;
 pub(super) struct Progress<'a> {
     pub(super) done: u64,
     pub(super) total: u64,
-    pub(super) tell: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    pub(super) watch: &'a mut dyn Watch,
 }
 
 impl Progress<'_> {
-    /// Tells that `done` bytes in all are done.
-    pub(super) fn reached(&mut self, done: u64) -> Result<(), ConvertError> {
+    /// Tells that `done` bytes in all are done, and what was found unreadable.
+    pub(super) fn reached(&mut self, done: u64, unreadable: &[Unreadable]) -> Result<(), ConvertError> {
+        unreadable.iter().for_each(|part| self.watch.unreadable(part));
         self.done = done;
-        match (self.tell)(done, self.total) {
+        match self.watch.progress(done, self.total) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(ConvertError::Cancelled),
         }
@@ -57,6 +58,7 @@ pub(super) fn run(
         portion: 0,
         writing: false,
         done: progress.done,
+        unreadable: batch.unreadable.clone(),
         failed: None,
     };
     let in_order = !options.out_of_order;
@@ -73,15 +75,15 @@ pub(super) fn run(
     };
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            scope.spawn(|| crew.work(&mut |_| Ok(())));
+            scope.spawn(|| crew.work(None));
         }
         // Only this thread may call back.
-        crew.work(&mut |done| progress.reached(done));
+        crew.work(Some(progress));
     });
     let state = crew.state.into_inner().unwrap_or_else(PoisonError::into_inner);
     match state.failed {
         Some(error) => Err(error),
-        None => progress.reached(state.done),
+        None => progress.reached(state.done, &state.unreadable),
     }
 }
 
@@ -125,23 +127,22 @@ struct State {
     writing: bool,
     /// Bytes of the disk that are done.
     done: u64,
+    /// What was taken for zeros and not told yet.
+    unreadable: Vec<Unreadable>,
     /// Why all stop.
     failed: Option<ConvertError>,
 }
 
-/// Hears how many bytes are done; can stop everything.
-type After<'a> = dyn FnMut(u64) -> Result<(), ConvertError> + 'a;
-
 impl Crew<'_, '_> {
-    /// Does portions until there are none left, or one has failed.
-    fn work(&self, after: &mut After<'_>) {
+    /// Does portions until there are none left, or one has failed. One thread tells the progress.
+    fn work(&self, mut progress: Option<&mut Progress<'_>>) {
         let _end = EndOfWork(self);
         // First the buffer, then the portion: whoever has the portion that is written next can do it.
         while let Some(mut piece) = self.take_buffer() {
             let Some((number, jobs)) = self.take_portion() else { return };
             let jobs = self.batch.jobs.get(jobs).unwrap_or(&[]);
             let read = piece.fill(self.sources, self.batch, jobs, self.rules, self.packer.as_ref());
-            self.hand_in(number, read.map(|()| piece), after);
+            self.hand_in(number, read.map(|()| piece), &mut progress);
         }
     }
 
@@ -172,11 +173,11 @@ impl Crew<'_, '_> {
     }
 
     /// Adds what was read, and writes all that can be written, unless somebody does.
-    fn hand_in(&self, number: usize, read: Result<Piece, ConvertError>, after: &mut After<'_>) {
+    fn hand_in(&self, number: usize, read: Result<Piece, ConvertError>, progress: &mut Option<&mut Progress<'_>>) {
         let mut state = self.state();
         state.ready.insert(number, read);
         if state.writing {
-            drop(self.tell(state, after));
+            drop(self.tell(state, progress));
             return;
         }
         state.writing = true;
@@ -185,19 +186,20 @@ impl Crew<'_, '_> {
         {
             drop(state);
             let written = read.and_then(|piece| {
-                self.sink.lock().unwrap_or_else(PoisonError::into_inner).write(&piece)?;
+                self.sink.lock().unwrap_or_else(PoisonError::into_inner).write(&piece, self.sources)?;
                 Ok(piece)
             });
             state = self.state();
             state.portion += 1;
             match written {
-                Ok(piece) => {
+                Ok(mut piece) => {
                     state.done += piece.disk_bytes;
+                    state.unreadable.append(&mut piece.unreadable);
                     state.free.push(piece);
                     if state.waiting > 0 {
                         self.freed.notify_one();
                     }
-                    state = self.tell(state, after);
+                    state = self.tell(state, progress);
                 }
                 Err(error) => self.fail(&mut state, error),
             }
@@ -206,10 +208,15 @@ impl Crew<'_, '_> {
     }
 
     /// Tells how far all have come, without the lock.
-    fn tell<'a>(&'a self, state: MutexGuard<'a, State>, after: &mut After<'_>) -> MutexGuard<'a, State> {
-        let done = state.done;
+    fn tell<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        progress: &mut Option<&mut Progress<'_>>,
+    ) -> MutexGuard<'a, State> {
+        let Some(progress) = progress else { return state };
+        let (done, unreadable) = (state.done, std::mem::take(&mut state.unreadable));
         drop(state);
-        let told = after(done);
+        let told = progress.reached(done, &unreadable);
         let mut state = self.state();
         if let Err(error) = told {
             self.fail(&mut state, error);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use qcowkit_core::image::{Content, Extent};
 
 use super::piece::Rules;
-use super::{ConvertError, ConvertOptions, TargetState};
+use super::{ConvertError, ConvertOptions, TargetState, Unreadable};
 use crate::disk::Disk;
 
 /// Bytes that are read, looked at and written as one, at least; a power of two.
@@ -24,6 +24,8 @@ pub(super) struct Batch {
     segments: Vec<Segment>,
     /// Bytes that have to be read.
     pub(super) data_bytes: u64,
+    /// Parts of which not even the status can be told.
+    pub(super) unreadable: Vec<Unreadable>,
 }
 
 /// One step.
@@ -77,18 +79,20 @@ impl Kind {
     /// The same from `by` bytes on, `length` bytes long.
     fn part(self, by: u64, length: u64) -> Self {
         match self {
-            Self::Data { source, extent } => {
-                let content = match extent.content {
-                    Content::Data { host_offset } => Content::Data { host_offset: host_offset.saturating_add(by) },
-                    Content::Compressed { range, skip } => Content::Compressed { range, skip: skip + by },
-                    Content::Zero { .. } | Content::Unallocated => extent.content,
-                };
-                let guest_offset = extent.guest_offset + by;
-                Self::Data { source, extent: Extent { guest_offset, length, content, ..extent } }
-            }
+            Self::Data { source, extent } => Self::Data { source, extent: part_of(&extent, by, length) },
             Self::Zero | Self::Backing => self,
         }
     }
+}
+
+/// An extent from `by` bytes on, `length` bytes long.
+pub(super) fn part_of(extent: &Extent, by: u64, length: u64) -> Extent {
+    let content = match extent.content {
+        Content::Data { host_offset } => Content::Data { host_offset: host_offset.saturating_add(by) },
+        Content::Compressed { range, skip } => Content::Compressed { range, skip: skip + by },
+        Content::Zero { .. } | Content::Unallocated => extent.content,
+    };
+    Extent { guest_offset: extent.guest_offset + by, length, content, ..*extent }
 }
 
 impl Batch {
@@ -137,6 +141,7 @@ pub(super) struct Planner {
     backing: Option<Backing>,
     /// Up to here parts are read through all layers, though the top layer has nothing: their cluster is copied.
     forced_to: u64,
+    salvage: bool,
 }
 
 /// What has to be known of the backing files.
@@ -175,6 +180,7 @@ impl Planner {
             dense: rules.dense,
             backing,
             forced_to: 0,
+            salvage: options.salvage,
         }
     }
 
@@ -184,7 +190,12 @@ impl Planner {
         let mut window_segments = 0;
         let total = self.starts.last().copied().unwrap_or(0);
         while self.at < total {
-            let (end, kind) = self.look(sources)?;
+            let (end, kind) = match self.look(sources) {
+                Err(ConvertError::Read { source, offset, error }) if self.salvage => {
+                    self.pass_over(sources, &mut batch, source, offset, error)
+                }
+                seen => seen?,
+            };
             let open = batch.segments.len() > window_segments;
             let window_end = (self.at & !(self.window - 1)).saturating_add(self.window).min(total);
             let run_start = self.at.next_multiple_of(self.grain);
@@ -212,6 +223,24 @@ impl Planner {
             }
         }
         Ok(batch)
+    }
+
+    /// Takes a cluster, or a sector, of which the source cannot tell anything for zeros.
+    fn pass_over(
+        &mut self,
+        sources: &[Disk],
+        batch: &mut Batch,
+        source: usize,
+        offset: u64,
+        error: qcowkit_core::Error,
+    ) -> (u64, Kind) {
+        let unit = sources[source].cluster_size().unwrap_or(512);
+        let rest = sources[source].virtual_size() - offset;
+        let length = (unit - offset % unit).min(rest).max(1);
+        batch.unreadable.push(Unreadable { source, offset, length, error, status: true });
+        let end = self.at + length;
+        self.known = Some((end, Kind::Zero));
+        (end, Kind::Zero)
     }
 
     /// Adds what lies between here and `end` to the open window.

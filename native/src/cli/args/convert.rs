@@ -55,13 +55,13 @@ pub(crate) struct ConvertArgs {
     /// Copy the disk as it was in this internal snapshot: its ID or name, or snapshot.id=ID,snapshot.name=NAME
     #[arg(short = 'l', long, visible_alias = "snapshot", value_name = "SNAPSHOT", allow_hyphen_values = true)]
     pub(crate) source_snapshot: Option<OsString>,
-    /// Not supported yet: limit the rate
+    /// Write no more data than this in a second; 0 for no limit
     #[arg(short = 'r', long, value_name = "RATE", allow_hyphen_values = true)]
     pub(crate) rate: Option<String>,
-    /// Not supported yet: let the kernel copy data
+    /// Let the system copy data where it can, sharing blocks where the file system does; zeros are not looked for
     #[arg(short = 'C', long)]
     pub(crate) copy_range_offloading: bool,
-    /// Not supported yet: go on after read errors
+    /// Go on after read errors: what cannot be read becomes zeros
     #[arg(long)]
     pub(crate) salvage: bool,
     /// Copy the dirty bitmaps too
@@ -70,11 +70,11 @@ pub(crate) struct ConvertArgs {
     /// With --bitmaps: leave out those that cannot be used
     #[arg(long)]
     pub(crate) skip_broken_bitmaps: bool,
-    /// Not supported yet
-    #[arg(long, hide = true)]
+    /// With -n: TARGET is a list of options, as driver=qcow2,file.filename=NAME, instead of a name
+    #[arg(long)]
     pub(crate) target_image_opts: bool,
-    /// Not supported yet
-    #[arg(long, hide = true)]
+    /// The same as --image-opts: SOURCE is a list of options
+    #[arg(long)]
     pub(crate) source_image_opts: bool,
     #[command(flatten)]
     pub(crate) target_keys: TargetKeyArgs,

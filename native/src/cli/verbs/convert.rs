@@ -1,6 +1,8 @@
 //! `convert`.
 
 use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
+use std::num::NonZeroU64;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,16 +13,16 @@ use qcowkit_core::image::{LayerFormat, OpenOptions};
 use qcowkit_core::storage::ReadStorage;
 
 use super::convert_bitmaps;
-use crate::cli::args::ConvertArgs;
+use crate::cli::args::{ConvertArgs, OpenArgs};
 use crate::cli::create_options::{ImageOptions, help};
 use crate::cli::failure::{Failure, Outcome, qemu_lines};
 use crate::cli::keys::{named, new_volume};
 use crate::cli::options::{OptionList, c_number};
 use crate::cli::personality::Personality;
-use crate::cli::plan::{Session, Source, only_writeback, refuse, source_of_backing};
+use crate::cli::plan::{Session, Source, only_writeback, source_of_backing};
 use crate::cli::progress::Progress;
 use crate::codec::NativeCodecs;
-use crate::convert::{ConvertError, ConvertOptions, TargetState, convert, total_size};
+use crate::convert::{ConvertError, ConvertOptions, TargetState, Unreadable, Watch, convert_watched, total_size};
 use crate::create::NewImage;
 use crate::disk::Disk;
 use crate::open::{OpenRequest, format_by_name, local_path, relative_to, system_words};
@@ -53,13 +55,14 @@ pub(crate) fn run(args: &ConvertArgs, session: &mut Session<'_>) -> Outcome {
         target: target_state(args, &disk),
         out_of_order: args.oob_writes && !args.compress,
         workers: plan.workers,
+        offload: args.copy_range_offloading,
+        salvage: args.salvage,
+        rate: plan.rate,
     };
-    let mut progress = Progress::new(session.personality, args.progress, args.quiet, session.out);
-    let copied = convert(&mut sources, &mut disk, &options, &mut |done, total| {
-        progress.step(done, total);
-        ControlFlow::Continue(())
-    });
-    progress.finish(copied.is_ok());
+    let progress = Progress::new(session.personality, args.progress, args.quiet, session.out);
+    let mut watcher = Watcher { progress, name: session.personality.name(), quiet: args.quiet, sources: &plan.sources };
+    let copied = convert_watched(&mut sources, &mut disk, &options, &mut watcher);
+    watcher.progress.finish(copied.is_ok());
     copied.map_err(|error| match error {
         ConvertError::Read { source, .. } => Failure::new(format!("{}: {error}", plan.sources[source].path.display())),
         ConvertError::TargetTooSmall { .. } => Failure::new(error.to_string()),
@@ -67,6 +70,29 @@ pub(crate) fn run(args: &ConvertArgs, session: &mut Session<'_>) -> Outcome {
     })?;
     convert_bitmaps::copy(&sources, &mut disk, target, &bitmaps)?;
     Ok(0)
+}
+
+/// Shows how the conversion goes.
+struct Watcher<'a> {
+    progress: Progress<'a>,
+    name: &'static str,
+    quiet: bool,
+    sources: &'a [Source],
+}
+
+impl Watch for Watcher<'_> {
+    fn progress(&mut self, done: u64, total: u64) -> ControlFlow<()> {
+        self.progress.step(done, total);
+        ControlFlow::Continue(())
+    }
+
+    fn unreadable(&mut self, part: &Unreadable) {
+        if !self.quiet {
+            let path = self.sources[part.source].path.display();
+            // As good as nobody there: the conversion goes on.
+            let _ = writeln!(io::stderr().lock(), "{}: warning: {path}: {part}", self.name);
+        }
+    }
 }
 
 /// What the target holds before anything is copied.
@@ -90,17 +116,18 @@ struct Plan {
     options: Option<ImageOptions>,
     sparse: u64,
     workers: usize,
+    rate: Option<NonZeroU64>,
     durable: bool,
 }
 
 impl Plan {
     fn new(args: &ConvertArgs, session: &Session<'_>) -> Result<Self, Failure> {
-        refuse_unsupported(args)?;
+        only_writeback(args.source_cache.as_deref(), "source")?;
         let name = args.target_format.as_deref().unwrap_or("raw");
         let format = format_by_name(name).map_err(|_| Failure::new(format!("Unknown file format '{name}'")))?;
         let list = OptionList::parse(&args.options).map_err(|error| Failure::new(error.to_string()))?;
         let (sparse, workers) = (sparse_bytes(args)?, workers(args)?);
-        let durable = durable(args)?;
+        let (rate, durable) = (rate(args)?, durable(args)?);
         check_combinations(args, format, &list)?;
         let (sources, target) = match &args.files[..] {
             [] | [_] if list.wants_help() => (Vec::new(), args.files.first()),
@@ -111,13 +138,16 @@ impl Plan {
         if args.source_snapshot.is_some() && sources.len() > 1 {
             return Err(Failure::new("No support for concatenating multiple snapshot"));
         }
+        let mut open_args = args.open.clone();
+        open_args.image_opts |= args.source_image_opts;
         let open = |file: &OsString| {
-            let source = args.open.source(session.personality, file, args.source_format.as_deref(), false)?;
+            let source = open_args.source(session.personality, file, args.source_format.as_deref(), false)?;
             Ok(source.of_snapshot(args.source_snapshot.as_deref())?.for_data(session.personality))
         };
         let sources = sources.iter().map(open).collect::<Result<_, Failure>>()?;
-        let target = target.map(|target| local(target)).transpose()?;
-        let mut plan = Self { sources, target, format, list, options: None, sparse, workers, durable };
+        let by_options = args.target_image_opts;
+        let target = target.map(|target| if by_options { Ok(target.into()) } else { local(target) }).transpose()?;
+        let mut plan = Self { sources, target, format, list, options: None, sparse, workers, rate, durable };
         if !args.no_create && !plan.list.wants_help() {
             plan.options = Some(plan.image_options(args, session.personality)?);
         }
@@ -192,8 +222,10 @@ impl Plan {
 
     /// The target as it is, for `-n`.
     fn existing(&self, args: &ConvertArgs, target: &Path, total: u64, session: &Session<'_>) -> Result<Disk, Failure> {
-        let name = args.target_format.as_deref().or(Some("raw"));
-        let mut source = args.open.source(session.personality, target.as_os_str(), name, true)?;
+        // The source's options say nothing of the target.
+        let open = OpenArgs { image_opts: args.target_image_opts, ..args.open.clone() };
+        let name = args.target_format.as_deref().or(Some("raw")).filter(|_| !args.target_image_opts);
+        let mut source = open.source(session.personality, target.as_os_str(), name, true)?;
         if let Some(secret) = target_key(args)? {
             source.add_key(secret);
         }
@@ -215,15 +247,12 @@ fn target_key(args: &ConvertArgs) -> Result<Option<Secret>, Failure> {
     named(args.target_keys.target_key_file.as_deref(), args.target_keys.target_key_env.as_deref())
 }
 
-fn refuse_unsupported(args: &ConvertArgs) -> Result<(), Failure> {
-    refuse(&[
-        (args.rate.is_some(), "-r (a limit of the rate)"),
-        (args.copy_range_offloading, "-C (copy offloading)"),
-        (args.salvage, "--salvage"),
-        (args.target_image_opts, "--target-image-opts"),
-        (args.source_image_opts, "--source-image-opts"),
-    ])?;
-    only_writeback(args.source_cache.as_deref(), "source")
+/// Bytes per second; 0 stands for no limit.
+fn rate(args: &ConvertArgs) -> Result<Option<NonZeroU64>, Failure> {
+    let Some(text) = &args.rate else { return Ok(None) };
+    let bytes =
+        crate::cli::size::parse(text).map_err(|_| Failure::new(format!("Invalid rate limit specified: '{text}'.")))?;
+    Ok(NonZeroU64::new(bytes))
 }
 
 fn sparse_bytes(args: &ConvertArgs) -> Result<u64, Failure> {
@@ -264,6 +293,10 @@ fn durable(args: &ConvertArgs) -> Result<bool, Failure> {
 fn check_combinations(args: &ConvertArgs, format: LayerFormat, list: &OptionList) -> Result<(), Failure> {
     let wrong = [
         (args.no_create && !list.entries.is_empty(), "-o has no effect when skipping image creation"),
+        (args.copy_range_offloading && args.sparse_size.is_some(), "Cannot enable copy offloading when -S is used"),
+        (args.copy_range_offloading && args.compress, "Cannot enable copy offloading when -c is used"),
+        (args.copy_range_offloading && args.salvage, "Cannot use copy offloading in salvaging mode"),
+        (args.target_image_opts && !args.no_create, "--target-image-opts requires use of -n flag"),
         (args.target_is_zero && !args.no_create, "--target-is-zero requires use of -n flag"),
         (args.compress && format == LayerFormat::Raw, "Compression not supported for this file format"),
         (

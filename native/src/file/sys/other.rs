@@ -79,3 +79,13 @@ pub(in crate::file) fn next_data(_file: &File, _offset: u64) -> io::Result<Found
 pub(in crate::file) fn next_hole(_file: &File, _offset: u64) -> io::Result<Found> {
     Ok(Found::CannotTell)
 }
+
+pub(in crate::file) fn copy_range(
+    _source: &File,
+    _from: u64,
+    _target: &File,
+    _to: u64,
+    _length: u64,
+) -> io::Result<bool> {
+    Ok(false)
+}

@@ -104,6 +104,41 @@ pub(in crate::file) fn allocate(_file: &File, _offset: u64, _length: u64) -> io:
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// Copies within the system; false when it cannot, or the source ends before.
+#[cfg(target_os = "linux")]
+pub(in crate::file) fn copy_range(
+    source: &File,
+    mut from: u64,
+    target: &File,
+    mut to: u64,
+    length: u64,
+) -> io::Result<bool> {
+    let end = to.saturating_add(length);
+    while to < end {
+        let rest = usize::try_from(end - to).unwrap_or(usize::MAX);
+        match rustix::fs::copy_file_range(source, Some(&mut from), target, Some(&mut to), rest) {
+            Ok(0) => return Ok(false),
+            // Both offsets have moved.
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => return Err(error.into()),
+            // Different file systems, a device, an old kernel; or an error of reading, which reading will tell of.
+            Err(_) => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(in crate::file) fn copy_range(
+    _source: &File,
+    _from: u64,
+    _target: &File,
+    _to: u64,
+    _length: u64,
+) -> io::Result<bool> {
+    Ok(false)
+}
+
 /// The next data at or after `offset`.
 #[cfg(any(target_os = "linux", target_os = "macos", target_os = "freebsd"))]
 pub(in crate::file) fn next_data(file: &File, offset: u64) -> io::Result<Found> {
