@@ -19,8 +19,8 @@ use cases::{CASES, Case};
 const RUNS: usize = 7;
 
 /// Fewer are enough once a case has taken this long.
-const ENOUGH: Duration = Duration::from_secs(60);
-const FEWEST_RUNS: usize = 3;
+const ENOUGH: Duration = Duration::from_secs(30);
+const FEWEST_RUNS: usize = 2;
 
 /// What one program took in one case.
 #[derive(Clone, Copy, Debug, Default)]

@@ -53,7 +53,8 @@ pub(super) fn page(table: &str) -> String {
          - After each case QEMU compares or checks what qcowkit wrote last.\n\
          - *data*: 1 GiB, noise and text in turn. *sparse*: 64 KiB of data in every 16 MiB, holes between. *1 TiB*:\n\
          `preallocation=metadata`, made by qemu-img. *io*: 18,000 writes of 4 to 64 KiB and 12,000 discards of 64 KiB to\n\
-         1 MiB, about, all over a new 4 GiB disk, with discards passed down.\n\
+         1 MiB, about, all over a new 4 GiB disk, from one script on standard input, with `-d unmap` and each\n\
+         program's default cache mode, which is writeback for both: durable after a flush, and both flush at the end.\n\
          - {cores} cores; {}; {}.\n",
         first_line("qemu-img"),
         first_line("rustc"),
