@@ -122,7 +122,7 @@ impl CipherAlgorithm {
 
     fn with_key(self, key: &[u8]) -> Result<Box<dyn Blocks>> {
         fn make<C: KeyInit + Blocks + 'static>(key: &[u8]) -> Option<Box<dyn Blocks>> {
-            C::new_from_slice(key).ok().map(|cipher| Box::new(cipher) as Box<dyn Blocks>)
+            C::new_from_slice(key).ok().map(|cipher| -> Box<dyn Blocks> { Box::new(cipher) })
         }
         let made = match self {
             Self::Aes128 => make::<aes::Aes128>(key),
