@@ -389,7 +389,7 @@ mod tests {
                     }
                     _ => {
                         let offset = next(&mut state) % size;
-                        let most = if next(&mut state) % 4 == 0 { size } else { granularity * 70 };
+                        let most = if next(&mut state).is_multiple_of(4) { size } else { granularity * 70 };
                         let length = (next(&mut state) % most + 1).min(size - offset);
                         bits.set(offset, length);
                         plain[(offset / granularity) as usize..(offset + length).div_ceil(granularity) as usize]

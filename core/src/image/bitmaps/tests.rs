@@ -76,7 +76,7 @@ fn change_one(image: &mut Image<MemoryStorage>, plain: &mut Vec<Plain>, state: &
             plain.push(Plain { name, granularity, enabled: true, bits });
         }
         _ if plain.is_empty() => {}
-        1 if next(state) % 3 == 0 => {
+        1 if next(state).is_multiple_of(3) => {
             image.remove_bitmap(plain[pick].name).unwrap();
             plain.remove(pick);
         }
@@ -85,7 +85,7 @@ fn change_one(image: &mut Image<MemoryStorage>, plain: &mut Vec<Plain>, state: &
             plain[pick].bits.fill(false);
         }
         3 => {
-            plain[pick].enabled = next(state) % 3 > 0;
+            plain[pick].enabled = !next(state).is_multiple_of(3);
             image.enable_bitmap(plain[pick].name, plain[pick].enabled).unwrap();
         }
         _ => {
@@ -114,7 +114,7 @@ fn bitmaps_are_those_of_a_plain_model() {
         let mut plain: Vec<Plain> = Vec::new();
         for step in 0..80 {
             let offset = next(&mut state) % size;
-            let most = if next(&mut state) % 8 == 0 { size } else { cluster * 9 };
+            let most = if next(&mut state).is_multiple_of(8) { size } else { cluster * 9 };
             let length = (next(&mut state) % most + 1).min(size - offset);
             let mark = |plain: &mut Vec<Plain>| plain.iter_mut().for_each(|plain| plain.mark(offset, length));
             match next(&mut state) % 12 {

@@ -73,7 +73,7 @@ fn churn(image: &mut Image<MemoryStorage>, state: &mut u64, steps: u64) {
         let length = (next(state) % 300_000 + 1).min(size - offset);
         match next(state) % 5 {
             0 => image.discard(offset, length).unwrap(),
-            1 => image.write_zeroes(offset, length, next(state) % 2 == 0).unwrap(),
+            1 => image.write_zeroes(offset, length, next(state).is_multiple_of(2)).unwrap(),
             2 => image.write_at(offset, &vec![0; length as usize]).unwrap(),
             3 => {
                 // The same bytes again.
