@@ -165,7 +165,7 @@ fn what_is_not_supported_is_said_and_nothing_is_touched() {
         ("check -r all --relink 5 vm/base.qcow2", "HOST@GUEST"),
         ("io -s -c length vm/base.qcow2", "-s (snapshot mode) is not supported"),
         ("io -n -c length vm/base.qcow2", "-n (no host cache) is not supported"),
-        ("io -o overlap-check=all -c length vm/base.qcow2", "'overlap-check' is not supported"),
+        ("io -o overlap-check=some -c length vm/base.qcow2", "none, constant, cached, all"),
         ("io -o nonsense=1 -c length vm/base.qcow2", "Invalid parameter 'nonsense'"),
         ("info nbd://host/x", "the protocol 'nbd'"),
         ("info json:{}", "'json:'"),

@@ -194,7 +194,8 @@ impl<S: Storage> Image<S> {
             Some(selector) => super::snapshots::view(header, &geometry, selector, &storage)?,
         };
         let encryption = Encryption::open(&header, &storage, &options, depth, identity)?;
-        let metadata = Metadata::load(&storage, header, geometry, options.metadata.clone())?;
+        let mut metadata = Metadata::load(&storage, header, geometry, options.metadata.clone())?;
+        metadata.set_overlap_checks(options.overlap);
         Ok(Self {
             storage,
             metadata,

@@ -6,7 +6,7 @@ use core::fmt;
 use super::SnapshotSelector;
 use crate::codec::{BuiltinCodecs, Codecs};
 use crate::crypto::{KeySource, Keyring, MAX_KEY_ITERATIONS, Secret};
-use crate::metadata::{DiscardPolicy, MetadataOptions};
+use crate::metadata::{DiscardPolicy, MetadataOptions, OverlapChecks};
 
 /// What happens to writes that hold nothing but zeros (QEMU: `detect-zeroes`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -33,6 +33,8 @@ pub struct OpenOptions {
     pub policy: DiscardPolicy,
     /// What happens to writes of zeros.
     pub detect_zeroes: DetectZeroes,
+    /// Which metadata are kept from being overwritten by mistake (QEMU: `overlap-check`).
+    pub overlap: OverlapChecks,
     /// Tables in memory and allocation.
     pub metadata: MetadataOptions,
     /// Packs and unpacks compressed clusters.
@@ -103,6 +105,7 @@ impl Default for OpenOptions {
             discard: true,
             policy: DiscardPolicy::default(),
             detect_zeroes: DetectZeroes::Off,
+            overlap: OverlapChecks::default(),
             metadata: MetadataOptions::default(),
             codecs: Arc::new(BuiltinCodecs),
             ignore_missing_files: false,

@@ -224,7 +224,8 @@ impl<S: Storage> Image<S> {
             let host = entries.first().and_then(|entry| entry.host());
             let host = host.ok_or_else(|| Error::invalid("a cluster in place has a host cluster"))?.offset;
             if !geometry.data_file() {
-                let touched = self.metadata.refuse_metadata(geometry.host_cluster(host), count, Touch::GuestData);
+                let first = geometry.host_cluster(host);
+                let touched = self.metadata.forbid_overlap(&self.storage, first, count, Touch::GuestData);
                 touched.map_err(|e| e.at_guest(offset))?;
             }
             return self.lay_out(offset, length, first, &entries, host, None);
@@ -472,7 +473,7 @@ impl<S: Storage> Image<S> {
         if obstacles.dirty {
             return Err(Error::unsupported("writing to an image marked dirty: repair it first"));
         }
-        self.metadata.guard()?;
+        self.metadata.guard(&self.storage)?;
         let header = &self.metadata.header().header;
         let unknown = header.autoclear.unknown();
         if !unknown.is_empty() {

@@ -86,7 +86,7 @@ impl Metadata {
     }
 
     fn occupy(&mut self, storage: &impl Storage, first: HostCluster, count: u64) -> Result<Run> {
-        self.refuse_metadata(first, count, Touch::Allocation)?;
+        self.forbid_overlap(storage, first, count, Touch::Allocation)?;
         let start = self.geometry.host_start(first).get();
         let used_up_to = self.geometry.host_start(HostCluster::new(self.refcounts.high_water())).get();
         let fresh = start >= self.opened_length && start >= used_up_to;

@@ -49,7 +49,7 @@ impl Metadata {
         active: bool,
         expansion: Expansion,
     ) -> Result<()> {
-        self.refuse_metadata(self.geometry.host_cluster(table), 1, Touch::Table)?;
+        self.forbid_overlap(storage, self.geometry.host_cluster(table), 1, Touch::Table)?;
         let uses = self.refcounts.get(storage, self.geometry.host_cluster(table))?;
         if uses == 0 {
             return Err(
@@ -128,7 +128,7 @@ impl Metadata {
         expansion: Expansion,
     ) -> Result<L2Entry> {
         let cluster = self.geometry.host_cluster(host.offset);
-        self.refuse_metadata(cluster, 1, Touch::GuestData)?;
+        self.forbid_overlap(storage, cluster, 1, Touch::GuestData)?;
         if self.refcounts.get(storage, cluster)? == uses && !expansion.encrypted {
             self.zero_unless_hole(storage, cluster)?;
             return Ok(self.full(HostRef { offset: host.offset, copied }));

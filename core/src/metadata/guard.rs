@@ -1,18 +1,22 @@
-//! Keeps guest data, discards and new clusters off the metadata of a broken image: one wrong entry, or a refcount that
-//! calls a table free, must not cost the header.
+//! Overlap checks: guest data, discards and new clusters are kept off the metadata of a broken image. One wrong entry, or
+//! a refcount that calls a table free, must not cost the header.
 //!
-//! Known places are the header, the active L1 table, the refcount table and its blocks, and the active L2 tables.
-//! Finding every overlap is the work of a check, not of each write.
+//! Every write goes to a place that was judged here first: where a guest cluster is written in place, where clusters are
+//! allocated, where a table is changed. Which structures are checked is [`OverlapChecks`]. A detected overlap marks the
+//! image corrupt, durably, and nothing is written any more: [`Metadata::forbid_overlap`]. References that are merely
+//! dropped are refused without that: [`Metadata::refuse_metadata`].
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
 
-use super::Metadata;
+use super::snapshot_table::{read_snapshots, snapshot_places};
+use super::{Metadata, OverlapChecks};
 use crate::error::{Error, Result, Structure};
-use crate::format::{HostCluster, HostOffset, L1Entry};
+use crate::format::{HostCluster, HostOffset, IncompatibleFeatures, L1Entry, MAX_L1_BYTES};
+use crate::storage::{ReadStorage, Storage};
 
-/// L1 tables up to this many entries have the clusters of their L2 tables remembered; of longer ones, those in the cache
-/// are protected.
-const REMEMBERED_TABLES: u64 = 1 << 16;
+/// Where the header says its incompatible features.
+const INCOMPATIBLE: u64 = 72;
 
 /// What a broken image would have us do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,9 +29,68 @@ pub(crate) enum Touch {
     Table,
 }
 
+/// Clusters of L2 tables: sorted as they were found, with what came and went since.
+#[derive(Debug, Default)]
+pub(super) struct TableSet {
+    sorted: Vec<u64>,
+    added: BTreeSet<u64>,
+    gone: BTreeSet<u64>,
+}
+
+impl TableSet {
+    fn new(tables: impl Iterator<Item = u64>) -> Self {
+        let mut sorted: Vec<u64> = tables.collect();
+        sorted.sort_unstable();
+        sorted.dedup();
+        Self { sorted, ..Self::default() }
+    }
+
+    /// The first from `from` on, before `end`.
+    fn first_within(&self, from: u64, end: u64) -> Option<u64> {
+        let start = self.sorted.partition_point(|&table| table < from);
+        let known = self.sorted.get(start..).unwrap_or_default().iter().take_while(|&&table| table < end);
+        let known = known.copied().find(|table| !self.gone.contains(table));
+        let added = if from < end { self.added.range(from..end).next().copied() } else { None };
+        known.into_iter().chain(added).min()
+    }
+
+    fn insert(&mut self, table: u64) {
+        if self.sorted.binary_search(&table).is_ok() {
+            self.gone.remove(&table);
+        } else {
+            self.added.insert(table);
+        }
+    }
+
+    fn remove(&mut self, table: u64) {
+        if !self.added.remove(&table) && self.sorted.binary_search(&table).is_ok() {
+            self.gone.insert(table);
+        }
+    }
+
+    fn last(&self) -> Option<u64> {
+        let known = self.sorted.iter().rev().copied().find(|table| !self.gone.contains(table));
+        known.max(self.added.last().copied())
+    }
+}
+
+/// Where the tables of snapshots are.
+#[derive(Debug, Default)]
+pub(super) struct Inactive {
+    /// The header's words for the snapshot table when this was found: it holds as long as they are the same.
+    table: (u64, u32),
+    /// First cluster, and clusters with what they are; of several that begin at one place, the longest.
+    places: BTreeMap<u64, (u64, Structure)>,
+    /// The most clusters that one of them has.
+    longest: u64,
+    /// L2 tables, where these are checked.
+    tables: TableSet,
+}
+
 impl Metadata {
-    /// Remembers where the tables are; refuses an image in which they lie on each other. Before the first change.
-    pub(crate) fn guard(&mut self) -> Result<()> {
+    /// Remembers where the tables are; refuses an image in which they lie on each other. Before the first change, and
+    /// whenever the tables have become others.
+    pub(crate) fn guard(&mut self, storage: &impl ReadStorage) -> Result<()> {
         let fixed = self.fixed_places();
         for (n, &(first, count, structure)) in fixed.iter().enumerate() {
             for &(other_first, other_count, other) in fixed.iter().skip(n.saturating_add(1)) {
@@ -44,31 +107,51 @@ impl Metadata {
                 return Err(Error::corrupt(Structure::RefcountBlock, what).at_host(self.start(block)));
             }
         }
-        let few = self.l1_len() <= REMEMBERED_TABLES;
-        self.tables = few.then(|| {
-            let decoded = self.l1.iter().filter_map(|&raw| L1Entry::decode(raw, &self.geometry).ok()?.table());
-            decoded.map(|table| self.geometry.host_cluster(table.offset).get()).collect::<BTreeSet<u64>>()
-        });
+        let decoded = self.l1.iter().filter_map(|&raw| L1Entry::decode(raw, &self.geometry).ok()?.table());
+        self.tables = TableSet::new(decoded.map(|table| self.geometry.host_cluster(table.offset).get()));
+        self.inactive = self.find_inactive(storage);
         Ok(())
+    }
+
+    /// What snapshots have. A table that cannot be read protects nothing: a check tells of it.
+    fn find_inactive(&self, storage: &impl ReadStorage) -> Inactive {
+        let header = &self.header.header;
+        let mut found = Inactive { table: (header.snapshots_offset, header.snapshot_count), ..Inactive::default() };
+        let wanted = OverlapChecks::SNAPSHOT_TABLE.with(OverlapChecks::INACTIVE_L1).with(OverlapChecks::INACTIVE_L2);
+        if header.snapshot_count == 0 || self.overlap.without(wanted) == self.overlap {
+            return found;
+        }
+        for (first, count, structure) in snapshot_places(header, &self.geometry, storage).unwrap_or_default() {
+            let place = found.places.entry(first.get()).or_insert((count, structure));
+            place.0 = place.0.max(count);
+            found.longest = found.longest.max(count);
+        }
+        if self.overlap.contains(OverlapChecks::INACTIVE_L2) {
+            found.tables = TableSet::new(self.inactive_tables(storage).into_iter());
+        }
+        found
+    }
+
+    fn inactive_tables(&self, storage: &impl ReadStorage) -> Vec<u64> {
+        let mut tables = BTreeSet::new();
+        for snapshot in read_snapshots(&self.header.header, storage).unwrap_or_default() {
+            let bytes = u64::from(snapshot.l1_size).saturating_mul(8).min(MAX_L1_BYTES);
+            let mut l1 = alloc::vec![0u8; usize::try_from(bytes).unwrap_or(0)];
+            if storage.read_at(snapshot.l1_table_offset, &mut l1).is_err() {
+                continue;
+            }
+            let (entries, _) = l1.as_chunks::<8>();
+            let decoded = entries
+                .iter()
+                .filter_map(|raw| L1Entry::decode(u64::from_be_bytes(*raw), &self.geometry).ok()?.table());
+            tables.extend(decoded.map(|table| self.geometry.host_cluster(table.offset).get()));
+        }
+        tables.into_iter().collect()
     }
 
     /// Refuses clusters that hold metadata.
     pub(crate) fn refuse_metadata(&self, first: HostCluster, count: u64, touch: Touch) -> Result<()> {
-        let (from, end) = (first.get(), first.get().saturating_add(count));
-        let fixed = self.fixed_places().into_iter().find(|&(start, length, _)| overlap(from, count, start, length));
-        let found = match fixed {
-            Some((start, _, structure)) => Some((start.max(from), structure)),
-            None => self.refcounts.block_within(from, count).map(|block| (block, Structure::RefcountBlock)),
-        };
-        let table = || match &self.tables {
-            Some(tables) => tables.range(from..end).next().copied(),
-            None => self.slices.any_within(self.start(from), self.start(end)).then_some(from),
-        };
-        let found = match found {
-            None if touch != Touch::Table => table().map(|table| (table, Structure::L2Table)),
-            known => known,
-        };
-        let Some((cluster, structure)) = found else { return Ok(()) };
+        let Some((cluster, structure)) = self.metadata_within(first.get(), count, touch) else { return Ok(()) };
         let what = match touch {
             Touch::GuestData => "a guest cluster lies on it: repair the image first",
             Touch::Allocation => "its clusters are marked as free: repair the refcounts first",
@@ -77,11 +160,97 @@ impl Metadata {
         Err(Error::corrupt(structure, what).at_host(self.start(cluster)))
     }
 
+    /// Refuses to write to clusters that hold metadata: marks the image corrupt, durably, and writes nothing more.
+    /// Version 2 has no such mark.
+    pub(crate) fn forbid_overlap(
+        &mut self,
+        storage: &impl Storage,
+        first: HostCluster,
+        count: u64,
+        touch: Touch,
+    ) -> Result<()> {
+        let Err(error) = self.refuse_metadata(first, count, touch) else { return Ok(()) };
+        let header = &mut self.header.header;
+        if header.version >= 3 {
+            header.incompatible = header.incompatible.with(IncompatibleFeatures::CORRUPT);
+            let bits = header.incompatible.bits().to_be_bytes();
+            storage.write_at(INCOMPATIBLE, &bits)?;
+            storage.barrier()?;
+        }
+        let why = alloc::format!("the image is corrupt, and a write on its metadata was prevented: {error}");
+        self.poisoned = Some(why);
+        Err(error)
+    }
+
+    /// The first cluster of a range that holds metadata of a class that is checked.
+    fn metadata_within(&self, from: u64, count: u64, touch: Touch) -> Option<(u64, Structure)> {
+        let end = from.saturating_add(count);
+        let checks = |class| self.overlap.contains(class);
+        let fixed = self.fixed_places().into_iter().zip(FIXED_CLASSES);
+        let mut fixed = fixed.filter(|(_, class)| checks(*class)).map(|(place, _)| place);
+        if let Some((start, _, structure)) = fixed.find(|&(start, length, _)| overlap(from, count, start, length)) {
+            return Some((start.max(from), structure));
+        }
+        if checks(OverlapChecks::REFCOUNT_BLOCK)
+            && let Some(block) = self.refcounts.block_within(from, count)
+        {
+            return Some((block, Structure::RefcountBlock));
+        }
+        if touch != Touch::Table
+            && checks(OverlapChecks::ACTIVE_L2)
+            && let Some(table) = self.tables.first_within(from, end)
+        {
+            return Some((table, Structure::L2Table));
+        }
+        self.rare_within(from, count, touch)
+    }
+
+    /// What most images do not have.
+    fn rare_within(&self, from: u64, count: u64, touch: Touch) -> Option<(u64, Structure)> {
+        let end = from.saturating_add(count);
+        let extension = |offset: u64, bytes: u64| {
+            let first = self.geometry.host_cluster(HostOffset::new(offset)).get();
+            let clusters = self.geometry.clusters_for(bytes);
+            overlap(from, count, first, clusters).then_some(first.max(from))
+        };
+        if self.overlap.contains(OverlapChecks::BITMAP_DIRECTORY)
+            && let Some(bitmaps) = self.header.consistent_bitmaps()
+            && let Some(cluster) = extension(bitmaps.directory_offset, bitmaps.directory_size)
+        {
+            return Some((cluster, Structure::BitmapDirectory));
+        }
+        if self.overlap.contains(OverlapChecks::MAIN_HEADER)
+            && let Some((offset, length)) = self.header.crypto_header()
+            && let Some(cluster) = extension(offset, length)
+        {
+            return Some((cluster, Structure::CryptoHeader));
+        }
+        let header = &self.header.header;
+        let inactive = &self.inactive;
+        if header.snapshot_count == 0 || inactive.table != (header.snapshots_offset, header.snapshot_count) {
+            return None;
+        }
+        // What begins further below ends before the range.
+        let below = from.saturating_sub(inactive.longest);
+        let place = inactive.places.range(below..end.max(below)).find(|&(&start, &(length, structure))| {
+            let class = match structure {
+                Structure::SnapshotTable => OverlapChecks::SNAPSHOT_TABLE,
+                _ => OverlapChecks::INACTIVE_L1,
+            };
+            self.overlap.contains(class) && overlap(from, count, start, length)
+        });
+        if let Some((&start, &(_, structure))) = place {
+            return Some((start.max(from), structure));
+        }
+        let table = if touch == Touch::Table { None } else { inactive.tables.first_within(from, end) };
+        table.map(|table| (table, Structure::L2Table))
+    }
+
     /// The cluster behind the last one that is known to hold metadata.
     pub(super) fn end_of_tables(&self) -> HostCluster {
         let fixed = self.fixed_places().into_iter().map(|(first, count, _)| first.saturating_add(count));
         let behind = |cluster: u64| cluster.saturating_add(1);
-        let table = self.tables.as_ref().and_then(|tables| tables.last().copied()).map(behind);
+        let table = self.tables.last().map(behind);
         let ends = fixed.chain(table).chain(self.refcounts.last_block().map(behind));
         HostCluster::new(ends.max().unwrap_or(1))
     }
@@ -89,16 +258,14 @@ impl Metadata {
     /// An L2 table was linked or dropped.
     pub(super) fn remember_table(&mut self, table: HostOffset, linked: bool) {
         let cluster = self.geometry.host_cluster(table).get();
-        if let Some(tables) = &mut self.tables {
-            if linked {
-                tables.insert(cluster)
-            } else {
-                tables.remove(&cluster)
-            };
+        if linked {
+            self.tables.insert(cluster);
+        } else {
+            self.tables.remove(cluster);
         }
     }
 
-    /// First cluster, clusters and name of what has one place.
+    /// First cluster, clusters and name of what has one place; their classes are [`FIXED_CLASSES`].
     fn fixed_places(&self) -> [(u64, u64, Structure); 3] {
         let cluster = |offset: u64| self.geometry.host_cluster(HostOffset::new(offset)).get();
         let l1_clusters = self.geometry.clusters_for(self.l1_len().saturating_mul(8));
@@ -114,6 +281,9 @@ impl Metadata {
         self.geometry.host_start(HostCluster::new(cluster)).get()
     }
 }
+
+const FIXED_CLASSES: [OverlapChecks; 3] =
+    [OverlapChecks::MAIN_HEADER, OverlapChecks::ACTIVE_L1, OverlapChecks::REFCOUNT_TABLE];
 
 fn overlap(a: u64, a_count: u64, b: u64, b_count: u64) -> bool {
     a < b.saturating_add(b_count) && b < a.saturating_add(a_count)

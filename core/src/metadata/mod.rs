@@ -14,6 +14,7 @@ mod extension;
 mod guard;
 mod header_area;
 mod holes;
+mod overlap;
 mod reader;
 pub(crate) mod rebuild;
 mod refcounts;
@@ -39,6 +40,7 @@ pub(crate) use commit::Quarantined;
 pub use decide::{DiscardPolicy, DiscardType, Pass, RetainedOp, Unref};
 pub(crate) use expand::Expansion;
 pub(crate) use guard::Touch;
+pub use overlap::OverlapChecks;
 pub(crate) use reader::TableReader;
 pub(crate) use snapshot_table::read_snapshot_table;
 pub use snapshot_table::{read_snapshots, snapshot_places};
@@ -94,8 +96,12 @@ pub(crate) struct Metadata {
     refcounts: Refcounts,
     /// L2 tables that nothing on storage points to yet: their slices are written before those of linked tables.
     unlinked_tables: BTreeSet<u64>,
-    /// Clusters of the active L2 tables, once writing began; `None` where they are too many to remember.
-    tables: Option<BTreeSet<u64>>,
+    /// Clusters of the active L2 tables, once writing began.
+    tables: guard::TableSet,
+    /// Where the tables of snapshots are, once writing began.
+    inactive: guard::Inactive,
+    /// What is kept from being overwritten by mistake.
+    overlap: OverlapChecks,
     quarantine: commit::Quarantine,
     holes: Holes,
     header_dirty: bool,
@@ -134,7 +140,9 @@ impl Metadata {
             l1_dirty: BTreeSet::new(),
             refcounts,
             unlinked_tables: BTreeSet::new(),
-            tables: None,
+            tables: guard::TableSet::default(),
+            inactive: guard::Inactive::default(),
+            overlap: OverlapChecks::default(),
             quarantine: commit::Quarantine::default(),
             holes: Holes::default(),
             header_dirty: false,
@@ -156,7 +164,9 @@ impl Metadata {
             l1_dirty: BTreeSet::new(),
             refcounts: Refcounts::without_table(self.geometry),
             unlinked_tables: BTreeSet::new(),
-            tables: None,
+            tables: guard::TableSet::default(),
+            inactive: guard::Inactive::default(),
+            overlap: OverlapChecks::default(),
             quarantine: commit::Quarantine::default(),
             holes: Holes::default(),
             header_dirty: false,
@@ -165,6 +175,11 @@ impl Metadata {
             free_byte: None,
             opened_length: self.opened_length,
         }
+    }
+
+    /// What is kept from being overwritten by mistake, from the next [`Metadata::guard`] on.
+    pub(crate) fn set_overlap_checks(&mut self, checks: OverlapChecks) {
+        self.overlap = checks;
     }
 
     /// The header and what follows it.
@@ -349,7 +364,7 @@ impl Metadata {
     pub(crate) fn writable_table(&mut self, storage: &impl Storage, l1_index: u64) -> Result<()> {
         let old = self.l2_table(l1_index)?;
         if let Some(table) = old {
-            self.refuse_metadata(self.geometry.host_cluster(table.offset), 1, Touch::Table)?;
+            self.forbid_overlap(storage, self.geometry.host_cluster(table.offset), 1, Touch::Table)?;
         }
         if old.is_some_and(|table| table.copied) {
             return Ok(());

@@ -234,11 +234,6 @@ impl SliceCache {
         Ok(())
     }
 
-    /// Whether a slice in the cache begins within a range of the file.
-    pub(crate) fn any_within(&self, start: u64, end: u64) -> bool {
-        start < end && self.index.range(start..end).next().is_some()
-    }
-
     /// Forgets the slices of a table whose cluster now serves something else.
     pub(crate) fn forget(&mut self, table: HostOffset, cluster_size: u64) {
         self.last = None;

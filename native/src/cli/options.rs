@@ -32,6 +32,8 @@ impl OptionList {
             }
             entries.extend(split(list).into_iter().map(|entry| pair(&entry)));
         }
+        // A template stands for all classes, whatever the order in which it and single ones are given.
+        entries.sort_by_key(|(key, _)| key != "overlap-check" && key != "overlap-check.template");
         Ok(Self { entries })
     }
 

@@ -1,7 +1,7 @@
 //! Options of an open image, under QEMU's names: `discard-no-unref=on`, `l2-cache-size=1M`, ...
 
 use qcowkit_core::image::{DetectZeroes, OpenOptions};
-use qcowkit_core::metadata::{AllocationPolicy, RetainedOp, Unref};
+use qcowkit_core::metadata::{AllocationPolicy, OverlapChecks, RetainedOp, Unref};
 
 use super::options::{boolean, size};
 
@@ -40,6 +40,20 @@ pub(crate) fn set(options: &mut OpenOptions, key: &str, value: &str) -> Result<(
             }
             options.metadata.slice_bytes = bytes;
         }
+        "overlap-check" | "overlap-check.template" => {
+            options.overlap = OverlapChecks::template(value).ok_or_else(|| {
+                format!(
+                    "Unsupported value '{value}' for qcow2 option 'overlap-check'. Allowed are any of the following: \
+                     none, constant, cached, all"
+                )
+            })?;
+        }
+        _ if key.starts_with("overlap-check.") => {
+            let class = key.strip_prefix("overlap-check.").and_then(OverlapChecks::class);
+            let class = class.ok_or_else(|| format!("Invalid parameter '{key}'"))?;
+            let checks = options.overlap;
+            options.overlap = if boolean(key, value)? { checks.with(class) } else { checks.without(class) };
+        }
         // Refcounts are kept exact, which an image with lazy refcounts allows.
         "lazy-refcounts" => drop(boolean(key, value)?),
         _ => return set_own(options, key, value),
@@ -76,7 +90,7 @@ fn set_own(options: &mut OpenOptions, key: &str, value: &str) -> Result<(), Stri
             }
         }
         "quarantine" => options.metadata.quarantine_bytes = size(key, value)?,
-        "refcount-cache-size" | "cache-clean-interval" | "overlap-check" | "overlap-check.template" => {
+        "refcount-cache-size" | "cache-clean-interval" => {
             return Err(format!("the run-time option '{key}' is not supported by qcowkit"));
         }
         _ => return Err(format!("Invalid parameter '{key}'")),
@@ -112,6 +126,9 @@ mod tests {
             ("l2-cache-size", "1M"),
             ("l2-cache-entry-size", "4k"),
             ("allocation", "near"),
+            ("overlap-check", "constant"),
+            ("overlap-check.inactive-l2", "on"),
+            ("overlap-check.main-header", "off"),
         ] {
             assert_eq!(set(&mut options, key, value), Ok(()), "{key}");
         }
@@ -120,6 +137,8 @@ mod tests {
         assert_eq!((options.detect_zeroes, options.discard), (DetectZeroes::Unmap, false));
         assert_eq!((options.metadata.cache_bytes, options.metadata.slice_bytes), (1 << 20, 4096));
         assert_eq!(options.metadata.allocation, AllocationPolicy::Near);
+        let checks = OverlapChecks::CONSTANT.with(OverlapChecks::INACTIVE_L2).without(OverlapChecks::MAIN_HEADER);
+        assert_eq!(options.overlap, checks);
     }
 
     #[test]
@@ -127,7 +146,9 @@ mod tests {
         let mut options = OpenOptions::default();
         for (key, value) in [
             ("foo", "1"),
-            ("overlap-check", "all"),
+            ("overlap-check", "some"),
+            ("overlap-check.data", "on"),
+            ("overlap-check.inactive-l2", "maybe"),
             ("discard", "maybe"),
             ("l2-cache-entry-size", "1000"),
             ("detect-zeroes", "1"),

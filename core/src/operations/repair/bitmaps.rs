@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use super::findings::{RepairAction, RepairFinding};
 use super::workbench::{Stage, Workbench};
 use crate::error::{Result, Structure};
-use crate::format::{AutoclearFeatures, BitmapEntry, BitmapFlags};
+use crate::format::{AutoclearFeatures, BitmapEntry, BitmapFlags, HeaderArea};
 use crate::operations::check::{FindingKind, Severity};
 use crate::operations::read_bitmaps;
 use crate::operations::walk::{Fault, FaultKind, HostReference, Source, Visitor, walk};
@@ -22,7 +22,10 @@ pub(super) fn repair_bitmaps<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> Re
     let Some(extension) = area.consistent_bitmaps() else { return Ok(()) };
     let mut faults = Faults { bench, directory: None, dropped: Vec::new(), entries: Vec::new() };
     walk(faults.bench.overlay, &area, &mut faults)?;
-    let Faults { directory, dropped, entries, .. } = faults;
+    let Faults { directory, mut dropped, entries, .. } = faults;
+    if directory.is_none() {
+        wrong_sizes(bench, &area, &mut dropped);
+    }
     let finding = |action, owner: alloc::string::String| {
         RepairFinding::new(FindingKind::Bitmap, Structure::BitmapDirectory, action, owner)
             .at_host(extension.directory_offset, extension.directory_size)
@@ -64,6 +67,27 @@ pub(super) fn repair_bitmaps<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> Re
         return forget_bitmaps(bench);
     }
     rewrite_directory(bench, &kept)
+}
+
+/// Tables of another length than the disk asks for: QEMU does not open an image with such a bitmap, unless the bitmap is
+/// marked as in use.
+fn wrong_sizes<S: ReadStorage>(
+    bench: &Workbench<'_, S>,
+    area: &HeaderArea,
+    dropped: &mut Vec<(u64, alloc::string::String)>,
+) {
+    let geometry = bench.geometry;
+    for (index, bitmap) in (0u64..).zip(read_bitmaps(area, bench.overlay).unwrap_or_default()) {
+        let Some(granularity) = bitmap.granularity().filter(|&granularity| granularity > 0) else { continue };
+        let bits = geometry.virtual_size().div_ceil(granularity);
+        // Bits are stored in groups of 64.
+        let needed = geometry.clusters_for(bits.div_ceil(64).saturating_mul(8));
+        let in_use = bitmap.flags.contains(BitmapFlags::IN_USE);
+        if !in_use && u64::from(bitmap.table_entries) != needed && dropped.iter().all(|(known, _)| *known != index) {
+            let entries = bitmap.table_entries;
+            dropped.push((index, format!("the bitmap's table has {entries} entries, the disk asks for {needed}")));
+        }
+    }
 }
 
 /// The new directory lies elsewhere. Until header and directory fit again, bitmaps are not to be trusted.

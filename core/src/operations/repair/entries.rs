@@ -18,32 +18,46 @@ use crate::storage::ReadStorage;
 pub(super) fn repair_l2_entries<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> Result<bool> {
     let area = bench.area()?;
     let places = Places::of(bench)?;
-    let mut others = Others::default();
+    let mut others = Others { bench, clusters_of_metadata: BTreeSet::new(), compressed: BTreeMap::new() };
     let overlay = bench.overlay;
     walk(overlay, &area, &mut others)?;
+    let Others { clusters_of_metadata: metadata, compressed, .. } = others;
     let before = bench.edits.len();
     let mut entries = L2Entries {
         has_backing: area.backing_file.is_some(),
         raw_data_file: area.header.autoclear.data_file_raw(),
         bench,
         places,
-        metadata: others.clusters_of_metadata,
+        metadata,
         copies: BTreeMap::new(),
-        kept: BTreeMap::new(),
+        kept: compressed,
         zeros: None,
     };
     walk(overlay, &area, &mut entries)?;
     Ok(entries.bench.edits.len() != before)
 }
 
-/// Offsets of L2 tables and of what bitmaps have.
-#[derive(Default)]
-struct Others {
+/// Offsets of L2 tables and of what bitmaps have; and of clusters with too many references, how many are from compressed
+/// clusters, which stay where they are.
+struct Others<'b, 'a, S: ReadStorage> {
+    bench: &'b Workbench<'a, S>,
     clusters_of_metadata: BTreeSet<u64>,
+    compressed: BTreeMap<u64, u64>,
 }
 
-impl Visitor for Others {
+impl<S: ReadStorage> Visitor for Others<'_, '_, S> {
     fn reference(&mut self, reference: &HostReference) -> Result<()> {
+        if reference.target == Structure::CompressedCluster {
+            let first = self.bench.cluster(reference.host_offset);
+            let last = self.bench.cluster(reference.host_offset.saturating_add(reference.length).saturating_sub(1));
+            // A broken entry can claim many sectors, but never more than two clusters' worth.
+            for cluster in first..=last.min(first.saturating_add(2)) {
+                if self.bench.references(cluster) > self.bench.geometry.max_refcount() {
+                    let count = self.compressed.entry(cluster).or_default();
+                    *count = count.saturating_add(reference.uses.total());
+                }
+            }
+        }
         if matches!(reference.target, Structure::L2Table | Structure::BitmapTable | Structure::BitmapData) {
             self.clusters_of_metadata.insert(reference.host_offset);
         }
