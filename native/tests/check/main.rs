@@ -5,6 +5,7 @@
 
 mod cases;
 mod image;
+mod overlap;
 mod random;
 mod repair;
 

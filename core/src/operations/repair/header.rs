@@ -113,8 +113,8 @@ pub(super) fn repair_l1_place<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> R
     }
     let bytes = needed.max(1).saturating_mul(8);
     let lost = offset == 0 || offset >= bench.base_length;
-    let cut = offset.saturating_add(bytes)
-        >= bench.base_length.saturating_add(511 & !511).saturating_add(geometry.cluster_size());
+    let length = bench.base_length.saturating_add(511) & !511;
+    let cut = offset.saturating_add(bytes) >= length.saturating_add(geometry.cluster_size());
     let clusters = bench.cluster(offset)..=bench.cluster(offset.saturating_add(bytes).saturating_sub(1));
     // What else lies in its clusters would be changed with it.
     let shared = !lost && clusters.into_iter().any(|cluster| bench.old.references(cluster) > 1);
