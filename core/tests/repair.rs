@@ -127,7 +127,9 @@ impl Expected {
             return Err("it does not open any more".into());
         }
         if let (Some(before), Some(now)) = (&self.too_low, too_low(state)) {
-            let fresh: Vec<_> = now.difference(before).collect();
+            // What broken entries name behind the end of the file was nobody's before, too.
+            let end = self.damaged.len() as u64 / CLUSTER;
+            let fresh: Vec<_> = now.difference(before).filter(|&&cluster| cluster < end).collect();
             if !fresh.is_empty() {
                 return Err(format!("refcounts of {fresh:?} are too low now"));
             }
@@ -219,13 +221,13 @@ fn every_call_of_a_repair_may_fail() {
         let expected = Expected { damaged: bytes.clone(), readable: readable(&base), too_low: too_low(&base), log };
         for nth in 1.. {
             let storage = FailingStorage::new(MemoryStorage::from_bytes(&bytes));
-            storage.fail(FailureRule::nth(FailureScope::WriteSide, nth).half_written());
+            storage.fail(FailureRule::nth(FailureScope::WriteSide, nth));
             let done = apply(&plan, &storage, false);
             let failed = storage.failures() > 0;
             assert_eq!(done.is_err(), failed, "seed {seed}, call {nth}");
             storage.heal();
             let inner = storage.into_inner();
-            expected.judge(&inner, false).unwrap_or_else(|error| panic!("seed {seed}, call {nth}: {error}"));
+            expected.judge(&inner, false).unwrap_or_else(|error| panic!("seed {seed}, call {nth}: {error} {:#?}", plan.findings));
             cases += 1;
             if !failed {
                 break;
