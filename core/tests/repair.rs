@@ -227,7 +227,9 @@ fn every_call_of_a_repair_may_fail() {
             assert_eq!(done.is_err(), failed, "seed {seed}, call {nth}");
             storage.heal();
             let inner = storage.into_inner();
-            expected.judge(&inner, false).unwrap_or_else(|error| panic!("seed {seed}, call {nth}: {error} {:#?}", plan.findings));
+            expected
+                .judge(&inner, false)
+                .unwrap_or_else(|error| panic!("seed {seed}, call {nth}: {error} {:#?}", plan.findings));
             cases += 1;
             if !failed {
                 break;

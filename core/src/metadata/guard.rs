@@ -149,15 +149,21 @@ impl Metadata {
         tables.into_iter().collect()
     }
 
-    /// Refuses clusters that hold metadata.
+    /// Refuses clusters that hold tables of the active image.
     pub(crate) fn refuse_metadata(&self, first: HostCluster, count: u64, touch: Touch) -> Result<()> {
-        let Some((cluster, structure)) = self.metadata_within(first.get(), count, touch) else { return Ok(()) };
+        match self.metadata_within(first.get(), count, touch) {
+            None => Ok(()),
+            Some((cluster, structure)) => Err(self.overlap_error(cluster, structure, touch)),
+        }
+    }
+
+    fn overlap_error(&self, cluster: u64, structure: Structure, touch: Touch) -> Error {
         let what = match touch {
             Touch::GuestData => "a guest cluster lies on it: repair the image first",
             Touch::Allocation => "its clusters are marked as free: repair the refcounts first",
             Touch::Table => "an L1 entry names it as its L2 table: repair the image first",
         };
-        Err(Error::corrupt(structure, what).at_host(self.start(cluster)))
+        Error::corrupt(structure, what).at_host(self.start(cluster))
     }
 
     /// Refuses to write to clusters that hold metadata: marks the image corrupt, durably, and writes nothing more.
@@ -169,7 +175,10 @@ impl Metadata {
         count: u64,
         touch: Touch,
     ) -> Result<()> {
-        let Err(error) = self.refuse_metadata(first, count, touch) else { return Ok(()) };
+        let active = self.metadata_within(first.get(), count, touch);
+        let found = active.or_else(|| self.rare_within(first.get(), count, touch));
+        let Some((cluster, structure)) = found else { return Ok(()) };
+        let error = self.overlap_error(cluster, structure, touch);
         let header = &mut self.header.header;
         if header.version >= 3 {
             header.incompatible = header.incompatible.with(IncompatibleFeatures::CORRUPT);
@@ -182,7 +191,7 @@ impl Metadata {
         Err(error)
     }
 
-    /// The first cluster of a range that holds metadata of a class that is checked.
+    /// The first cluster of a range that holds a table of the active image, of a class that is checked.
     fn metadata_within(&self, from: u64, count: u64, touch: Touch) -> Option<(u64, Structure)> {
         let end = from.saturating_add(count);
         let checks = |class| self.overlap.contains(class);
@@ -202,7 +211,7 @@ impl Metadata {
         {
             return Some((table, Structure::L2Table));
         }
-        self.rare_within(from, count, touch)
+        None
     }
 
     /// What most images do not have.
