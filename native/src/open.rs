@@ -242,6 +242,11 @@ pub fn relative_to(image: &Path, name: &Name) -> Result<PathBuf, Error> {
     }
 }
 
+/// The file that a name stands for in the current directory, where QEMU looks for data files, if there is one.
+fn from_here(name: &Name) -> Option<PathBuf> {
+    local_path(name.as_bytes()).ok().filter(|path| path.exists())
+}
+
 /// The format that a name of QEMU's stands for.
 ///
 /// # Errors
@@ -369,7 +374,13 @@ impl Opener<FileStorage> for FileOpener {
         let image = PathBuf::from(reference.from.unwrap_or_default());
         let path = match (&self.data_file, reference) {
             (Some(path), Reference { role: Role::DataFile, depth: 0, .. }) => path.clone(),
-            _ => relative_to(&image, reference.name).map_err(|error| error.in_structure(structure))?,
+            _ => {
+                let beside = relative_to(&image, reference.name).map_err(|error| error.in_structure(structure))?;
+                match reference.role {
+                    Role::DataFile if !beside.exists() => from_here(reference.name).unwrap_or(beside),
+                    Role::DataFile | Role::Backing => beside,
+                }
+            }
         };
         if reference.role == Role::Backing {
             self.trail.push(path.clone());
