@@ -88,7 +88,7 @@ impl Export {
     }
 
     fn disk_attributes(&self) -> FileAttr {
-        let held = self.with(|disk| Ok(disk.allocated_bytes()?)).unwrap_or(0);
+        let held = self.with(SharedDisk::allocated_bytes).unwrap_or(0);
         let mode = match (self.writable, self.allow_other) {
             (true, false) => 0o600,
             (true, true) => 0o644,

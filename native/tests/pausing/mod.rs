@@ -79,7 +79,7 @@ impl Pausing {
     }
 
     fn pass(&self, write: bool, offset: u64) {
-        if self.calls.fetch_add(1, Ordering::Relaxed) % 5 == 0 {
+        if self.calls.fetch_add(1, Ordering::Relaxed).is_multiple_of(5) {
             std::thread::sleep(Duration::from_micros(50));
         }
         let mut state = self.stops.state.lock().unwrap();
