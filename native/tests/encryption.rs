@@ -91,29 +91,31 @@ fn either_reads_what_the_other_wrote() {
     assert!(formats.len() >= 30, "{}", formats.len());
     let path = folder.path("image.qcow2");
     let shown = path.display().to_string();
-    for format in &formats {
+    for (n, format) in formats.iter().enumerate() {
         let what = format!("{format:?}");
-        let more = qemu_options(format);
-        succeed("qemu-img", &["create", "-q", "-f", "qcow2", "--object", SECRET, "-o", &more, &shown, "1M"]);
-        let out = qemu_io(&path, &["write -q -P 17 1000 100000"]);
-        assert_eq!(out, "", "{what}");
+        // Each image that QEMU makes takes it a second, to find out how fast it derives keys.
+        if n % 3 == 0 {
+            let more = qemu_options(format);
+            succeed("qemu-img", &["create", "-q", "-f", "qcow2", "--object", SECRET, "-o", &more, &shown, "1M"]);
+        } else {
+            let storage = FileStorage::open(&path, FileAccess::Create).unwrap();
+            let volume = format.make(&Secret::from("open sesame"), &mut SystemRandom).unwrap();
+            let create = CreateOptions { encryption: Some(Arc::new(volume)), ..CreateOptions::default() };
+            Image::create(storage, SIZE, &create).unwrap().close().unwrap();
+        }
+        assert_eq!(qemu_io(&path, &["write -q -P 17 1000 100000"]), "", "{what}");
         let mut image = open(&path, options());
         expect(&mut image, &[(0, 1000, 0), (1000, 100_000, 17), (101_000, 200_000, 0)], &what);
         image.write_at(99_999, &[19; 77_777]).unwrap();
+        image.write_at(500_001, &[21; 99]).unwrap();
         image.close().unwrap();
+        let reads = ["read -q -P 17 1000 98999", "read -q -P 19 99999 77777", "read -q -P 0 177776 100000"];
+        check_by_qemu(&path, &reads, &what);
         check_by_qemu(
             &path,
-            &["read -q -P 17 1000 98999", "read -q -P 19 99999 77777", "read -q -P 0 177776 100000"],
+            &["read -q -P 0 458752 41249", "read -q -P 21 500001 99", "read -q -P 0 500100 20000"],
             &what,
         );
-
-        let storage = FileStorage::open(&path, FileAccess::Create).unwrap();
-        let volume = format.make(&Secret::from("open sesame"), &mut SystemRandom).unwrap();
-        let create = CreateOptions { encryption: Some(Arc::new(volume)), ..CreateOptions::default() };
-        let mut image = Image::create(storage, SIZE, &create).unwrap();
-        image.write_at(5000, &[21; 70_000]).unwrap();
-        image.close().unwrap();
-        check_by_qemu(&path, &["read -q -P 0 0 5000", "read -q -P 21 5000 70000", "read -q -P 0 75000 100000"], &what);
     }
     println!("{} combinations", formats.len());
 }

@@ -242,7 +242,12 @@ impl OpenArgs {
                 return Err(Failure::usage("--image-opts and --format are mutually exclusive"));
             }
             let source = Source::new(PathBuf::new(), request).with_keys(&self.keys)?;
-            return image_opts(file, source, &secrets);
+            return image_opts(file, source, &secrets).map_err(|failure| match personality {
+                Personality::QemuImg if failure.message.starts_with("No secret with id") => {
+                    Failure::new(format!("Could not open '{}': {}", file.display(), failure.message))
+                }
+                _ => failure,
+            });
         }
         request.format = format.map(|name| known_format(name, file)).transpose()?;
         Source::new(file.into(), request).with_keys(&self.keys)

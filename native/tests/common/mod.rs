@@ -114,6 +114,31 @@ pub(crate) fn qemu_create(path: &Path, options: &[&str], size: u64) {
     succeed("qemu-img", &arguments);
 }
 
+/// The key of encrypted images.
+pub(crate) const KEY: &str = "the key of the tests";
+
+/// The same as an object of QEMU's, whose name is `key`.
+pub(crate) fn key_object() -> String {
+    format!("secret,id=key,data={KEY}")
+}
+
+fn is_encrypted(path: &Path) -> bool {
+    let mut start = [0; 36];
+    std::io::Read::read_exact(&mut std::fs::File::open(path).unwrap(), &mut start).unwrap();
+    start.starts_with(b"QFI\xfb") && start[32..] != [0; 4]
+}
+
+/// How `qemu-img` opens an image: options, and the name. An encrypted one with [`KEY`].
+pub(crate) fn qemu_source(path: &Path) -> (Vec<String>, String) {
+    let shown = path.display().to_string();
+    if is_encrypted(path) {
+        let options = ["--object".to_owned(), key_object(), "--image-opts".to_owned()];
+        (options.into(), format!("driver=qcow2,file.filename={shown},encrypt.key-secret=key"))
+    } else {
+        (vec!["-f".to_owned(), "qcow2".to_owned()], shown)
+    }
+}
+
 /// The options for `--image-opts` of a qcow2 image with discards on; `more` begins with a comma or is empty.
 pub(crate) fn image_options(path: &Path, more: &str) -> String {
     format!("driver=qcow2,discard=unmap,file.driver=file,file.discard=unmap,file.filename={}{more}", path.display())
@@ -125,10 +150,15 @@ pub(crate) fn qemu_io(path: &Path, more: &str, commands: &[String]) -> Vec<bool>
         return Vec::new();
     }
     let mut arguments = vec!["--image-opts".to_owned()];
+    let mut more = more.to_owned();
+    if is_encrypted(path) {
+        arguments.extend(["--object".to_owned(), key_object()]);
+        more.push_str(",encrypt.key-secret=key");
+    }
     for command in commands {
         arguments.extend(["-c".to_owned(), command.clone()]);
     }
-    arguments.push(image_options(path, more));
+    arguments.push(image_options(path, &more));
     let done = run("qemu-io", &arguments);
     let answers = done.out.lines().filter_map(|line| {
         let succeeded = line.starts_with("wrote ") || line.starts_with("discard ") && !line.contains("failed");
@@ -154,10 +184,9 @@ pub(crate) struct CheckNumbers {
 
 /// `qemu-img check` must find nothing, leaks included.
 pub(crate) fn check_clean(path: &Path, what: &str) -> CheckNumbers {
-    let done = run(
-        "qemu-img",
-        &["check".as_ref(), "-f".as_ref(), "qcow2".as_ref(), "--output=json".as_ref(), path.as_os_str()],
-    );
+    let (options, name) = qemu_source(path);
+    let words = [vec!["check".to_owned(), "--output=json".to_owned()], options, vec![name]].concat();
+    let done = run("qemu-img", &words);
     assert!(done.code == 0, "{what}: qemu-img check ends with {}\n{}{}", done.code, done.out, done.err);
     let report: serde_json::Value = serde_json::from_str(&done.out).unwrap();
     let number = |name: &str| report[name].as_u64().unwrap_or(0);
@@ -201,10 +230,8 @@ fn joined(rows: impl Iterator<Item = MapRow>) -> Vec<MapRow> {
 /// `qemu-img map --output=json`. What is data and lies in a hole of the file (QEMU looks there when it takes the image
 /// for preallocated) counts as data.
 pub(crate) fn qemu_map(path: &Path) -> Vec<MapRow> {
-    let text = succeed(
-        "qemu-img",
-        &["map".as_ref(), "-f".as_ref(), "qcow2".as_ref(), "--output=json".as_ref(), path.as_os_str()],
-    );
+    let (options, name) = qemu_source(path);
+    let text = succeed("qemu-img", &[vec!["map".to_owned(), "--output=json".to_owned()], options, vec![name]].concat());
     let rows: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
     joined(rows.iter().map(|row| {
         let flag = |name: &str| row[name].as_bool().unwrap();
@@ -277,14 +304,13 @@ pub(crate) fn read_all<S: Storage>(image: &mut Image<S>) -> Vec<u8> {
 /// The virtual disk as `qemu-img convert` gives it; with a snapshot's name, that snapshot's disk.
 pub(crate) fn qemu_read(path: &Path, snapshot: Option<&str>) -> Vec<u8> {
     let raw = path.with_extension("converted");
-    let mut arguments = vec!["convert", "-f", "qcow2", "-O", "raw"];
-    let name = snapshot.map(|name| format!("snapshot.name={name}"));
-    if let Some(name) = &name {
-        arguments.extend(["-l", name]);
+    let (options, name) = qemu_source(path);
+    let mut words = [vec!["convert".to_owned()], options, vec!["-O".to_owned(), "raw".to_owned()]].concat();
+    if let Some(snapshot) = snapshot {
+        words.extend(["-l".to_owned(), format!("snapshot.name={snapshot}")]);
     }
-    let (from, to) = (path.display().to_string(), raw.display().to_string());
-    arguments.extend([from.as_str(), to.as_str()]);
-    succeed("qemu-img", &arguments);
+    words.extend([name, raw.display().to_string()]);
+    succeed("qemu-img", &words);
     let bytes = std::fs::read(&raw).unwrap();
     std::fs::remove_file(&raw).unwrap();
     bytes

@@ -13,10 +13,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::{
-    CheckNumbers, Folder, Rng, allocated_bytes, assert_same, assert_same_map, check_clean, open, our_map, qemu_io,
-    qemu_is_here, qemu_map, qemu_read, read_all, succeed,
+    CheckNumbers, Folder, KEY, Rng, allocated_bytes, assert_same, assert_same_map, check_clean, open, our_map, qemu_io,
+    qemu_is_here, qemu_map, qemu_read, qemu_source, read_all, succeed,
 };
 use operations::{Disk, Operation, Patterns};
+use qcowkit_core::crypto::Secret;
 use qcowkit_core::image::{DirtyBits, NewSnapshot, OpenOptions, SnapshotSelector};
 use scenario::{Backing, Scenario};
 
@@ -137,7 +138,7 @@ impl Trial {
         for (who, subject) in [("qemu", &self.qemu), ("ours", &self.ours), ("turn", &self.turn)] {
             let what = format!("{when}, {who}");
             numbers.push(check_clean(&subject.path, &what));
-            let mut image = open(&subject.path, OpenOptions::default().read_only());
+            let mut image = open(&subject.path, options().read_only());
             assert_same(&read_all(&mut image), &subject.model, &format!("{what}, read by us"));
             assert_same(&qemu_read(&subject.path, None), &subject.model, &format!("{what}, read by QEMU"));
             assert_same_map(&our_map(&mut image), &qemu_map(&subject.path), false, &format!("{what}, our map of it"));
@@ -158,7 +159,7 @@ impl Trial {
                 // QEMU punches what snapshots share (discard.md, hazard 1); what is ours alone must be whole.
                 if who == "ours" || !self.scenario.no_unref {
                     assert_same(&qemu_read(&subject.path, Some(name)), model, &format!("{what}, snapshot {name}"));
-                    let options = OpenOptions::default().of_snapshot(SnapshotSelector::Name(name.as_str().into()));
+                    let options = options().of_snapshot(SnapshotSelector::Name(name.as_str().into()));
                     let view = read_all(&mut open(&subject.path, options.read_only()));
                     assert_same(&view, model, &format!("{what}, snapshot {name}, read by us"));
                 }
@@ -232,6 +233,10 @@ impl Trial {
     }
 }
 
+fn options() -> OpenOptions {
+    OpenOptions::default().with_key(Secret::from(KEY))
+}
+
 /// What can be done with snapshots.
 #[derive(Debug, Clone, Copy)]
 enum Change {
@@ -247,7 +252,9 @@ impl Change {
             Self::Apply => "-a",
             Self::Delete => "-d",
         };
-        succeed("qemu-img", &["snapshot".as_ref(), verb.as_ref(), name.as_ref(), path.as_os_str()]);
+        let (options, source) = qemu_source(path);
+        let words = [vec!["snapshot".to_owned(), verb.to_owned(), name.to_owned()], options, vec![source]].concat();
+        succeed("qemu-img", &words);
     }
 
     fn by_us(self, path: &Path, name: &str, options: OpenOptions) {

@@ -1,14 +1,17 @@
 //! Random images: every option that an image can have so far, and how it is opened.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use qcowkit::codec::NativeCodecs;
 use qcowkit::file::{FileAccess, FileStorage};
+use qcowkit::keys::SystemRandom;
 use qcowkit_core::codec::CompressionType;
+use qcowkit_core::crypto::{CipherAlgorithm, CipherSpec, HashAlgorithm, LuksFormat, Secret};
 use qcowkit_core::image::{CreateOptions, DetectZeroes, Image, OpenOptions, Preallocation};
 use qcowkit_core::metadata::{AllocationPolicy, DiscardPolicy, MetadataOptions, Pass, Unref};
 
-use crate::common::{Folder, Rng, qemu_create, qemu_io, succeed};
+use crate::common::{Folder, KEY, Rng, key_object, qemu_create, qemu_io, succeed};
 use crate::operations::{Disk, Operation, Patterns};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +105,7 @@ impl Scenario {
             pass_discard_other: rng.one_in(2),
         };
         let detect = [DetectZeroes::Off, DetectZeroes::Off, DetectZeroes::On, DetectZeroes::Unmap];
-        Self {
+        let made = Self {
             seed,
             size,
             backing,
@@ -117,7 +120,19 @@ impl Scenario {
             metadata,
             made_by_us: data_file.is_none() && rng.one_in(2),
             create,
-        }
+        };
+        // Without a random number, so that the other seeds stay what they are.
+        if seed % 4 == 1 && !made.bitmap { made.encrypted() } else { made }
+    }
+
+    /// The same with LUKS. What QEMU preallocates reads as garbage then.
+    fn encrypted(mut self) -> Self {
+        let spec = CipherSpec { algorithm: CipherAlgorithm::Aes128, ..CipherSpec::default() };
+        let hash = HashAlgorithm::Sha256;
+        let format = LuksFormat { spec, hash, slot_iterations: 1000, master_key_iterations: 1000 };
+        self.create.encryption = Some(Arc::new(format.make(&Secret::from(KEY), &mut SystemRandom).unwrap()));
+        self.create.preallocation = Preallocation::Off;
+        self
     }
 
     pub(crate) fn disk(&self) -> Disk {
@@ -126,7 +141,9 @@ impl Scenario {
             cluster: self.create.cluster_size,
             no_discard: self.create.version == 2 && self.backing != Backing::None,
             // Where few users can be counted, clusters full of compressed data could not be shared with snapshots.
-            may_compress: self.data_file.is_none() && (!self.snapshots || self.create.refcount_bits >= 16),
+            may_compress: self.data_file.is_none()
+                && self.create.encryption.is_none()
+                && (!self.snapshots || self.create.refcount_bits >= 16),
         }
     }
 
@@ -197,6 +214,10 @@ impl Scenario {
             if let (Some(file), Some(format)) = (&self.create.backing_file, &self.create.backing_format) {
                 words.extend(["-b", file, "-F", format]);
             }
+            let object = key_object();
+            if self.create.encryption.is_some() {
+                words.extend(["--object", &object]);
+            }
             qemu_create(path, &words, self.size);
         }
         if self.bitmap {
@@ -215,6 +236,10 @@ impl Scenario {
             Preallocation::Full => "full",
         };
         options.push_str(&format!(",preallocation={preallocation}"));
+        if create.encryption.is_some() {
+            options
+                .push_str(",encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=1,encrypt.cipher-alg=aes-128");
+        }
         if create.version == 2 {
             options.push_str(",compat=0.10");
             return options;
@@ -262,6 +287,7 @@ impl Scenario {
             pass: Pass { request: self.pass_request, ..Pass::default() },
             ..DiscardPolicy::default()
         });
+        options = options.with_key(Secret::from(KEY));
         options.detect_zeroes = self.detect_zeroes;
         if self.seed.is_multiple_of(2) {
             options.codecs = std::sync::Arc::new(NativeCodecs);
