@@ -7,6 +7,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod operations;
+mod reshape;
 mod scenario;
 
 use std::path::{Path, PathBuf};
@@ -87,6 +88,7 @@ impl Trial {
                 self.compare(&format!("batch {batch}, snapshots"));
             }
         }
+        self.reshape();
     }
 
     /// QEMU does the operations; gives those that it did, in its order.
