@@ -161,7 +161,7 @@ impl Expected {
 fn damaged(seed: u64) -> Option<(Vec<u8>, RepairPlan)> {
     let mut rng = Rng::new(seed);
     let widths = [16, 16, 64, 1, 8];
-    let (version, bits) = if seed % 7 == 0 { (2, 16) } else { (3, widths[(seed % 5) as usize]) };
+    let (version, bits) = if seed.is_multiple_of(7) { (2, 16) } else { (3, widths[(seed % 5) as usize]) };
     let mut bytes = sound(version, bits);
     for _ in 0..=rng.below(3) {
         damage(&mut bytes, &mut rng);
