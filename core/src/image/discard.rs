@@ -14,6 +14,8 @@ use crate::storage::{Storage, ZeroMode};
 struct HostOps {
     now: Option<(HostRange, Effect)>,
     after_commit: Vec<HostRange>,
+    /// Those of kept clusters that have to wait until their entries are durable.
+    deferred: Vec<(HostRange, Effect)>,
 }
 
 impl<S: Storage> Image<S> {
@@ -181,10 +183,16 @@ impl<S: Storage> Image<S> {
         context: &Context,
         decide: impl Fn(L2Entry, &Context) -> Option<Step>,
     ) -> Result<bool> {
-        let mut ops = HostOps { now: None, after_commit: Vec::new() };
+        let mut ops = HostOps { now: None, after_commit: Vec::new(), deferred: Vec::new() };
         let done = self.each_cluster_with(first, last, context, decide, &mut ops);
         // Also after a failure: what was decided is in the tables, and a later write must find the holes made.
         self.finish_host_op(&mut ops)?;
+        if !ops.deferred.is_empty() {
+            self.commit()?;
+            for (range, effect) in core::mem::take(&mut ops.deferred) {
+                self.host_operation(range, effect)?;
+            }
+        }
         let done = done?;
         if !ops.after_commit.is_empty() {
             self.commit()?;
@@ -297,6 +305,19 @@ impl<S: Storage> Image<S> {
 
     /// Joins a host operation with the one before, or does that one.
     fn host_op_now(&mut self, range: HostRange, effect: Effect, ops: &mut HostOps) -> Result<()> {
+        if self.encryption().is_some() {
+            // After a cut between the two, the old entry would show what zeros of the file decrypt to: neither old nor
+            // new. Without encryption it shows zeros, which is what was asked for.
+            match ops.deferred.last_mut() {
+                Some((last, last_effect))
+                    if *last_effect == effect && last.offset.saturating_add(last.length) == range.offset =>
+                {
+                    last.length = last.length.saturating_add(range.length);
+                }
+                Some(_) | None => ops.deferred.push((range, effect)),
+            }
+            return Ok(());
+        }
         if let Some((last, last_effect)) = &mut ops.now
             && *last_effect == effect
             && last.offset.saturating_add(last.length) == range.offset
@@ -310,7 +331,13 @@ impl<S: Storage> Image<S> {
     }
 
     fn finish_host_op(&mut self, ops: &mut HostOps) -> Result<()> {
-        let Some((range, effect)) = ops.now.take() else { return Ok(()) };
+        match ops.now.take() {
+            Some((range, effect)) => self.host_operation(range, effect),
+            None => Ok(()),
+        }
+    }
+
+    fn host_operation(&mut self, range: HostRange, effect: Effect) -> Result<()> {
         let storage = self.data_file.as_ref().unwrap_or(&self.storage);
         let mode = match effect {
             Effect::Discard => {
