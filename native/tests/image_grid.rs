@@ -296,9 +296,10 @@ fn bitmaps_are_marked_before_the_first_change() {
         image.flush().unwrap();
         assert!(!in_use(&info()), "reading changes no bitmap");
         image.write_at(100, b"x").unwrap();
-        image.close().unwrap();
         // What is switched off tells of a time before our write and stays true.
         assert_eq!(in_use(&info()), !disabled, "{}", info());
+        image.close().unwrap();
+        assert!(!in_use(&info()), "stored again: {}", info());
         check_clean(&path, "bitmap");
     }
 }

@@ -148,13 +148,13 @@ fn what_is_not_supported_is_said_and_nothing_is_touched() {
     let path = folder.path();
     let before = fs::read(path.join("vm/base.qcow2")).unwrap();
     for (line, part) in [
-        ("create -f qcow2 -o data_file=x vm/base.qcow2 1M", "'data_file' is not supported"),
+        ("create -f qcow2 -o data_file_raw=on vm/base.qcow2 1M", "data-file-raw requires data-file"),
         ("create -f qcow2 -o encryption=on vm/base.qcow2 1M", "none are made; encrypt.format=luks"),
         ("create -f qcow2 -o cluster_size=3 vm/base.qcow2 1M", "Cluster size must be a power of two"),
         ("create -f qcow2 vm/base.qcow2 9E", "image size"),
         ("create --object secret,id=x -f qcow2 vm/base.qcow2 1M", "Must provide"),
-        ("convert -l snap secret.raw vm/base.qcow2", "-l (a snapshot"),
-        ("convert --bitmaps secret.raw vm/base.qcow2", "--bitmaps is not supported"),
+        ("convert -l snap secret.raw vm/base.qcow2", "internal snapshots of a raw file"),
+        ("convert --bitmaps secret.raw vm/base.qcow2", "Source lacks bitmap support"),
         ("convert -t none secret.raw vm/base.qcow2", "'none' is not supported"),
         ("convert -O qcow2 -o size=5M secret.raw vm/base.qcow2", "size"),
         ("convert -O vmdk secret.raw vm/base.qcow2", "vmdk"),
