@@ -29,6 +29,7 @@ __all__ = [
     "ReadOnlyError",
     "StorageError",
     "UnsupportedError",
+    "WrongKeyError",
 ]
 
 
