@@ -26,6 +26,8 @@ trap clean_up EXIT
 mkdir -p point; touch disk
 # Mounts image.qcow2 with these options, and waits until it is there.
 start() {
+    # What the one before said must not be taken for this one's word.
+    : > said
     "$QCOWKIT" mount "$@" > said 2> complained & pid=$!
     until grep -q 'is mounted' said; do
         kill -0 "$pid" || { cat complained >&2; exit 9; }
