@@ -1,7 +1,7 @@
 //! A guest disk as a file of this machine's file system, by FUSE.
 //!
 //! The kernel asks for reads, writes, zeros and discards of one file; several threads answer on a
-//! [`SharedDisk`](crate::shared::SharedDisk). Mounting is done without libfuse: by the system call where that is
+//! [`SharedDisk`]. Mounting is done without libfuse: by the system call where that is
 //! allowed, else by `fusermount3`.
 
 mod filesystem;
