@@ -4,41 +4,11 @@
 mod common;
 
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
+use common::program::{Said, own, qemu, said, stand_in};
 use common::{Folder, qemu_is_here};
-
-/// What a program printed on both streams, and its exit code.
-#[derive(Debug, PartialEq, Eq)]
-struct Said {
-    out: String,
-    err: String,
-    code: Option<i32>,
-}
-
-fn said(command: &mut Command, folder: &Path) -> Said {
-    let done = command.current_dir(folder).stdin(Stdio::null()).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Said { out: text(&done.stdout), err: text(&done.stderr), code: done.status.code() }
-}
-
-fn words(line: &str) -> Vec<&str> {
-    line.split_whitespace().collect()
-}
-
-fn qemu(folder: &Path, line: &str) -> Said {
-    said(Command::new("qemu-img").args(words(line)), folder)
-}
-
-fn stand_in(folder: &Path, line: &str) -> Said {
-    said(Command::new(env!("CARGO_BIN_EXE_qcowkit")).arg0("qemu-img").args(words(line)), folder)
-}
-
-fn own(folder: &Path, line: &str) -> Said {
-    said(Command::new(env!("CARGO_BIN_EXE_qcowkit")).args(words(line)), folder)
-}
 
 fn make(folder: &Path, line: &str) {
     let done = qemu(folder, line);

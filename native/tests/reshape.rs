@@ -6,31 +6,10 @@ mod common;
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
+use common::program::{said, words};
 use common::{Folder, allocated_bytes, assert_same, qemu_is_here, succeed};
-
-/// What a program printed on both streams, and its exit code.
-#[derive(Debug, PartialEq, Eq)]
-struct Said {
-    out: String,
-    err: String,
-    code: Option<i32>,
-}
-
-fn said(command: &mut Command, folder: &Path) -> Said {
-    let done = command.current_dir(folder).stdin(Stdio::null()).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Said { out: text(&done.stdout), err: text(&done.stderr), code: done.status.code() }
-}
-
-/// A command line cut into words; a word in quotes keeps its spaces or is empty.
-fn words(line: &str) -> Vec<&str> {
-    line.split('\'')
-        .enumerate()
-        .flat_map(|(n, part)| if n % 2 == 1 { vec![part] } else { part.split_whitespace().collect() })
-        .collect()
-}
 
 /// Carries out `img ...` and `io FILE: COMMANDS...` lines by QEMU's programs.
 fn set_up(folder: &Path, lines: &str) {

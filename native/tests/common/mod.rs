@@ -1,6 +1,8 @@
 //! What the tests against QEMU share: its programs, a folder for images, a generator of random numbers, an opener.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub(crate) mod program;
+
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
