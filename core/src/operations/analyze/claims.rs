@@ -6,7 +6,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::ledger::SpaceClass;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Structure};
+use crate::operations::walk::Uses;
 
 /// Clusters in one page.
 const PAGE: u64 = 4096;
@@ -80,9 +81,50 @@ impl Claims {
         (Self::SNAPSHOT_COMPRESSED, SpaceClass::OnlyInSnapshots),
     ];
 
+    /// What a reference to metadata claims; `None` for what L2 entries name, and for names in the header cluster.
+    pub(super) fn of_metadata(target: Structure, uses: Uses) -> Option<Self> {
+        let active = uses.active > 0;
+        Some(match target {
+            Structure::Header => Self::HEADER,
+            Structure::CryptoHeader => Self::ENCRYPTION,
+            Structure::L1Table if active => Self::L1,
+            Structure::L1Table | Structure::SnapshotTable => Self::SNAPSHOT,
+            Structure::L2Table => {
+                let snapshots = if uses.snapshots > 0 { Self::SNAPSHOT_L2 } else { Self::NONE };
+                if active { snapshots.with(Self::L2) } else { snapshots }
+            }
+            Structure::BitmapDirectory | Structure::BitmapTable => Self::BITMAP,
+            Structure::BitmapData => Self::BITMAP_DATA,
+            Structure::RefcountTable => Self::REFCOUNT_TABLE,
+            Structure::RefcountBlock => Self::REFCOUNT_BLOCK,
+            Structure::DataCluster
+            | Structure::CompressedCluster
+            | Structure::DataFile
+            | Structure::HeaderExtension
+            | Structure::BackingFile => return None,
+        })
+    }
+
+    /// What an entry with a host cluster of its own claims; `active` is the claim of the active disk.
+    pub(super) fn of_data(active: Self, uses: Uses) -> Self {
+        let snapshots = if uses.snapshots > 0 { Self::SNAPSHOT_DATA } else { Self::NONE };
+        if uses.active > 0 { snapshots.with(active) } else { snapshots }
+    }
+
+    /// What an entry with compressed data claims.
+    pub(super) fn of_compressed(uses: Uses) -> Self {
+        let snapshots = if uses.snapshots > 0 { Self::SNAPSHOT_COMPRESSED } else { Self::NONE };
+        if uses.active > 0 { snapshots.with(Self::COMPRESSED) } else { snapshots }
+    }
+
+    /// The place of the first class that applies in the order of precedence; the last of all without a reference.
+    pub(super) fn rank(self) -> usize {
+        Self::CLASSES.iter().position(|(claim, _)| self.any(*claim)).unwrap_or(Self::CLASSES.len())
+    }
+
     /// The first class that the claims put a cluster in; `None` without a reference.
     pub(super) fn class(self) -> Option<SpaceClass> {
-        Self::CLASSES.iter().find(|(claim, _)| self.any(*claim)).map(|(_, class)| *class)
+        Self::CLASSES.get(self.rank()).map(|(_, class)| *class)
     }
 
     /// Whether any claim of `other` is among these.

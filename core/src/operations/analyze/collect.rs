@@ -136,14 +136,10 @@ impl<'p> Collector<'p> {
 
     fn plain(&mut self, guest: u64, host: u64, count: u64, parts: Subclusters, uses: Uses) -> Result<()> {
         let full = parts.allocated == Subclusters::full_mask(&self.notes.geometry);
-        let mut claims = Claims::NONE;
+        let claims = Claims::of_data(if full { Claims::LIVE } else { Claims::MAPPED }, uses);
         if uses.active > 0 {
-            claims = claims.with(if full { Claims::LIVE } else { Claims::MAPPED });
             self.notes.guest.mapped(guest, host, count);
             self.note_beyond_size(guest, count);
-        }
-        if uses.snapshots > 0 {
-            claims = claims.with(Claims::SNAPSHOT_DATA);
         }
         let map = if self.notes.geometry.data_file() { &mut self.notes.data_claims } else { &mut self.notes.claims };
         let beyond = map.claim(host, count, claims)?;
@@ -182,44 +178,20 @@ impl<'p> Collector<'p> {
 
 impl Visitor for Collector<'_> {
     fn reference(&mut self, reference: &HostReference) -> Result<()> {
-        let active = reference.uses.active > 0;
-        let claims = match reference.target {
-            Structure::Header => Claims::HEADER,
-            Structure::CryptoHeader => Claims::ENCRYPTION,
-            Structure::L1Table => {
-                if active {
-                    Claims::L1
-                } else {
-                    Claims::SNAPSHOT
-                }
+        // What L2 entries name comes with the runs; names lie in the header cluster.
+        let Some(claims) = Claims::of_metadata(reference.target, reference.uses) else { return Ok(()) };
+        let counts = &mut self.notes.counts;
+        match (reference.target, reference.source) {
+            (Structure::L2Table, Source::L1(slot))
+                if reference.uses.active > 0 && slot.index >= self.notes.geometry.l1_entries() =>
+            {
+                counts.l2_beyond = counts.l2_beyond.saturating_add(1);
             }
-            Structure::L2Table => {
-                if let Source::L1(slot) = reference.source
-                    && active
-                    && slot.index >= self.notes.geometry.l1_entries()
-                {
-                    self.notes.counts.l2_beyond = self.notes.counts.l2_beyond.saturating_add(1);
-                }
-                let snapshots = if reference.uses.snapshots > 0 { Claims::SNAPSHOT_L2 } else { Claims::NONE };
-                if active { snapshots.with(Claims::L2) } else { snapshots }
+            (Structure::BitmapTable, _) => {
+                counts.bitmap_data_at_most = counts.bitmap_data_at_most.saturating_add(reference.length / 8);
             }
-            Structure::SnapshotTable => Claims::SNAPSHOT,
-            Structure::BitmapDirectory => Claims::BITMAP,
-            Structure::BitmapTable => {
-                let entries = reference.length / 8;
-                self.notes.counts.bitmap_data_at_most = self.notes.counts.bitmap_data_at_most.saturating_add(entries);
-                Claims::BITMAP
-            }
-            Structure::BitmapData => Claims::BITMAP_DATA,
-            Structure::RefcountTable => Claims::REFCOUNT_TABLE,
-            Structure::RefcountBlock => Claims::REFCOUNT_BLOCK,
-            // What L2 entries name comes with the runs; names lie in the header cluster.
-            Structure::DataCluster
-            | Structure::CompressedCluster
-            | Structure::DataFile
-            | Structure::HeaderExtension
-            | Structure::BackingFile => return Ok(()),
-        };
+            _ => {}
+        }
         self.claim(reference.host_offset, reference.length, claims)
     }
 

@@ -10,6 +10,7 @@
 //! [`MAX_ANALYSIS_MAP_BYTES`] for each map. The file decides, not what the image claims.
 
 mod claims;
+mod clusters;
 mod collect;
 mod fill;
 mod gains;
@@ -20,6 +21,7 @@ mod ranges;
 mod tests;
 
 pub use claims::MAX_ANALYSIS_MAP_BYTES;
+pub use clusters::{ClusterOptions, ClusterRun, clusters};
 pub use gains::{Compacted, Gain, Reclaim, WorstCase};
 pub use layout::{
     CompressedOrder, DataRuns, Distribution, FreeGaps, Gap, GapBucket, GuestOrder, HostExtent, HostLayout,

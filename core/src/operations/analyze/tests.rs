@@ -4,6 +4,7 @@ use std::vec;
 use std::vec::Vec;
 
 use super::*;
+use crate::error::Structure;
 use crate::format::{Geometry, Snapshot};
 use crate::image::{CreateOptions, Image, OpenOptions, Preallocation};
 use crate::metadata::{DiscardPolicy, Unref};
@@ -29,7 +30,57 @@ fn analyzed_with(storage: &MemoryStorage, options: &AnalyzeOptions<'_>) -> Analy
     })
     .unwrap();
     assert_sums(&analysis.ledger, storage.len().unwrap());
+    if options.data_file.is_none() {
+        assert_clusters(storage, &analysis);
+    }
     analysis
+}
+
+fn clusters_of(storage: &MemoryStorage, options: &ClusterOptions) -> Vec<ClusterRun> {
+    let mut runs = Vec::new();
+    let mut visit = |run| {
+        runs.push(run);
+        Ok(())
+    };
+    clusters(storage, &read_header(storage).unwrap(), options, &mut visit, &mut |_, _| {}).unwrap();
+    runs
+}
+
+/// The host side tiles the file, agrees with the ledger in the classes that cover whole clusters, and is the same in
+/// windows.
+fn assert_clusters(storage: &MemoryStorage, analysis: &Analysis) {
+    use SpaceClass::{CompressedData, CompressedSlack, LiveData, OnlyInSnapshots, ZeroRetained};
+    let runs = clusters_of(storage, &ClusterOptions::default());
+    let mut at = 0;
+    for run in &runs {
+        assert_eq!(run.host_offset, at, "{run:?}");
+        assert!(run.length > 0, "{run:?}");
+        at += run.length;
+    }
+    assert_eq!(at, analysis.ledger.file_length);
+    for line in &analysis.ledger.classes {
+        let of_parts = [LiveData, ZeroRetained, CompressedData, CompressedSlack, OnlyInSnapshots];
+        if !of_parts.contains(&line.class) {
+            let sum: u64 = runs.iter().filter(|run| run.class == line.class).map(|run| run.length).sum();
+            assert_eq!(sum, line.space.bytes, "{:?}", line.class);
+        }
+    }
+    let middle = (at / 2).next_multiple_of(analysis.cluster_size).min(at);
+    let mut windows = clusters_of(storage, &ClusterOptions { range: 0..middle, ..ClusterOptions::default() });
+    windows.extend(clusters_of(storage, &ClusterOptions { range: middle..u64::MAX, ..ClusterOptions::default() }));
+    let cluster_by_cluster = |runs: &[ClusterRun]| {
+        let each = |run: &ClusterRun| {
+            let run = run.clone();
+            let data = run.structure == Some(Structure::DataCluster);
+            (0..run.length.div_ceil(analysis.cluster_size)).map(move |index| {
+                let more = index * analysis.cluster_size;
+                let guest = run.guest_offset.map(|guest| if data { guest + more } else { guest });
+                (run.host_offset + more, run.class, run.structure, guest, run.refcount, run.references)
+            })
+        };
+        runs.iter().flat_map(each).filter(|cluster| cluster.2 != Some(Structure::CompressedCluster)).collect::<Vec<_>>()
+    };
+    assert_eq!(cluster_by_cluster(&windows), cluster_by_cluster(&runs));
 }
 
 fn analyzed(storage: &MemoryStorage) -> Analysis {
@@ -401,4 +452,36 @@ fn l2_offset(storage: &MemoryStorage) -> u64 {
     let mut entry = [0; 8];
     storage.read_at(read_header(storage).unwrap().header.l1_table_offset, &mut entry).unwrap();
     u64::from_be_bytes(entry) & 0x00ff_ffff_ffff_fe00
+}
+
+#[test]
+fn the_host_side_tells_owner_guest_offset_and_refcount() {
+    let mut image = create(1 << 30, &options());
+    image.write_at(5 * CLUSTER, &noise(3 * CLUSTER as usize, 1)).unwrap();
+    image.write_at(9 * CLUSTER, &noise(CLUSTER as usize, 2)).unwrap();
+    image.create_snapshot(&crate::image::NewSnapshot::default()).unwrap();
+    image.write_at(6 * CLUSTER, &noise(CLUSTER as usize, 3)).unwrap();
+    let storage = image.close().unwrap();
+    let runs = clusters_of(&storage, &ClusterOptions::default());
+    let data: Vec<_> = runs
+        .iter()
+        .filter(|run| run.structure == Some(Structure::DataCluster))
+        .map(|run| {
+            let guest = run.guest_offset.unwrap() / CLUSTER;
+            (guest, run.length / CLUSTER, run.refcount, run.references, run.active, run.in_snapshots)
+        })
+        .collect();
+    let mut sorted = data.clone();
+    sorted.sort_unstable();
+    let expected = [
+        (5, 1, Some(2), 2, true, true),
+        (6, 1, Some(1), 1, false, true),
+        (6, 1, Some(1), 1, true, false),
+        (7, 1, Some(2), 2, true, true),
+        (9, 1, Some(2), 2, true, true),
+    ];
+    assert_eq!(sorted, expected, "{data:?}");
+    let tables: Vec<_> = runs.iter().filter(|run| run.structure == Some(Structure::L2Table)).collect();
+    assert!(tables.iter().all(|run| run.guest_offset == Some(0) && run.refcount == Some(1)), "{tables:?}");
+    assert_eq!(tables.iter().map(|run| run.class).collect::<Vec<_>>().len(), 2);
 }
