@@ -1,0 +1,341 @@
+/** An open image. @module */
+
+import { RawImage } from "../pkg/qcowkit.js";
+import type { ClusterMap, ClusterRun, Part } from "./clusters.types.js";
+import type { PartitionReport } from "./partitions.types.js";
+import type {
+  Analysis, Audit, BitmapSummary, CheckReport, DiscardReport, EntryRange, Field, HostReport, ImageInfo, Inspected,
+  InspectName, LayerPath, ListedSnapshot, MapRun, RepairPlan, Shown,
+} from "./reports.js";
+import type {
+  CreateOptions, DiscardPolicy, GuestRange, ImageInput, OpenOptions, Progress, QcowError,
+} from "./types.js";
+import { value } from "./values.js";
+
+/** A state of the edits, to go back to. A plain number, so that it can cross to another thread. */
+export type Checkpoint = number;
+
+/**
+ * An open image: a disk with the guest's bytes, and a file with its structures. Edits are kept in memory; the input never
+ * changes. Calls are synchronous.
+ *
+ * It holds memory until {@link Image.close}, which is also `free()` and the end of a `using` block:
+ *
+ * ```ts
+ * using image = Image.create(2 ** 40);
+ * image.write(123_456, new TextEncoder().encode("hello"));
+ * image.discard(0, 65536, { unref: "retain_unshared" });
+ * console.log(image.check().corruptions, image.save().length);
+ * ```
+ *
+ * Every method can throw a {@link QcowError}; after closing, with code `closed`.
+ */
+export class Image implements Disposable {
+  readonly #raw: RawImage;
+
+  private constructor(raw: RawImage) {
+    this.#raw = raw;
+  }
+
+  /** Makes an image in memory, sparse: memory goes with what is written, not with `size`, the bytes of the disk. */
+  static create(size: number, options: CreateOptions = {}): Image {
+    return new Image(RawImage.create(size, options));
+  }
+
+  /** Opens an image: bytes are copied, a source is read as needed, metadata first. */
+  static open(input: ImageInput, options: OpenOptions = {}): Image {
+    return new Image(RawImage.open(bytesOrSource(input), options));
+  }
+
+  /**
+   * A verdict on the image as it lies there, before it is opened: `qcowkit audit`. `deep` goes through all metadata.
+   */
+  static audit(input: ImageInput, options: { deep?: boolean; max_virtual_size?: number } = {}): Audit {
+    using image = Image.open(input, { tolerant: true, read_only: true });
+    return image.audit(options);
+  }
+
+  // ---- what it is
+
+  /** Bytes of the virtual disk; 0 where `problem` is set. */
+  get virtualSize(): number {
+    return this.#raw.virtual_size();
+  }
+
+  /** Bytes of a cluster; 0 where `problem` is set. */
+  get clusterSize(): number {
+    return this.#raw.cluster_size();
+  }
+
+  /** Bytes of the image file as edited. */
+  get fileLength(): number {
+    return this.#raw.file_length();
+  }
+
+  /** Whether edits are refused. */
+  get readOnly(): boolean {
+    return this.#raw.read_only();
+  }
+
+  /** Why it cannot be opened as a disk; only ever set with the option `tolerant`. A repair can take it away. */
+  get problem(): QcowError | undefined {
+    return this.#raw.problem();
+  }
+
+  /** Bytes of memory that edits take. */
+  get editBytes(): number {
+    return this.#raw.edit_bytes();
+  }
+
+  get closed(): boolean {
+    return this.#raw.closed();
+  }
+
+  /** What the image says of itself, with the names of `qemu-img info --output=json`. */
+  info(): ImageInfo {
+    return value(this.#raw.info());
+  }
+
+  // ---- guest bytes
+
+  /** Reads guest bytes, at most {@link Limits.max_read_bytes} at once. */
+  read(offset: number, length: number): Uint8Array<ArrayBuffer> {
+    return this.#raw.read(offset, length) as Uint8Array<ArrayBuffer>;
+  }
+
+  /** Writes guest bytes. */
+  write(offset: number, bytes: Uint8Array): void {
+    this.#raw.write(offset, bytes);
+  }
+
+  /** Makes guest bytes read as zeros; `unmap` (default true) lets their space go, as the policy says. */
+  writeZeroes(offset: number, length: number, options: { unmap?: boolean } = {}): void {
+    this.#raw.write_zeroes(offset, length, options);
+  }
+
+  /**
+   * Discards guest ranges, and tells what became of them. Without `policy`, under the options that the image was opened
+   * with; with it, under these and, for what it leaves out, QEMU's defaults.
+   */
+  discard(ranges: GuestRange | readonly GuestRange[], policy?: DiscardPolicy): DiscardReport {
+    return value(this.#raw.discard(columns(ranges), policy, false));
+  }
+
+  /** As {@link Image.discard}, for show: tells what it would do, and changes nothing. */
+  planDiscard(ranges: GuestRange | readonly GuestRange[], policy?: DiscardPolicy): DiscardReport {
+    return value(this.#raw.discard(columns(ranges), policy, true));
+  }
+
+  /** Changes the size of the disk. Making it smaller loses what lies behind its new end, and needs `shrink`. */
+  resize(
+    size: number,
+    options: { shrink?: boolean; preallocation?: "off" | "metadata" | "falloc" | "full" } = {},
+  ): void {
+    this.#raw.resize(size, options);
+  }
+
+  /** Stores everything in the file as edited: what `save`, `patch` and the file's reports do by themselves. */
+  flush(): void {
+    this.#raw.flush();
+  }
+
+  // ---- where things are
+
+  /** The disk in runs of one state, through the backing chain: `qemu-img map`. At most {@link Limits.max_rows} rows. */
+  map(options: { offset?: number; length?: number } = {}): MapRun[] {
+    return value(this.#raw.map(options));
+  }
+
+  /** The file in runs of one kind, refcount and owner, as columns for drawing. */
+  clusters(): ClusterMap {
+    return this.#raw.clusters() as ClusterMap;
+  }
+
+  /** The same as rows, of a part of the file; at most {@link Limits.max_rows}. */
+  clusterRuns(options: { host_offset?: number; length?: number } = {}): ClusterRun[] {
+    return value(this.#raw.cluster_runs(options));
+  }
+
+  /** Where the space went, and how the disk lies in the file: `qcowkit analyze`. */
+  analyze(options: { scan_zeroes?: boolean; request_sizes?: number[]; progress?: Progress } = {}): Analysis {
+    return value(this.#raw.analyze(options));
+  }
+
+  /** The partitions of the disk. */
+  partitions(): PartitionReport {
+    return value(this.#raw.partitions());
+  }
+
+  // ---- structures
+
+  /** A structure of the file, also of a broken one: `qcowkit inspect --show`. */
+  inspect<N extends InspectName>(name: N, range: EntryRange = {}): Shown<Inspected<N>> {
+    return value(this.#raw.inspect(name, range));
+  }
+
+  /** Every table entry on the way of a guest offset, through the backing chain. */
+  inspectGuest(offset: number): Shown<LayerPath>[] {
+    return value(this.#raw.inspect_guest(offset));
+  }
+
+  /** Who owns a byte of the file. Goes through the whole image. */
+  inspectHost(offset: number): Shown<HostReport> {
+    return value(this.#raw.inspect_host(offset));
+  }
+
+  /**
+   * The fields of a structure with their bytes, for a hex pane: those that touch `length` bytes from `host_offset` of the
+   * file, at most 4096 fields. What is there (header, a table, ...) is found out by a walk, whose result is kept until
+   * the next edit.
+   */
+  fields(host_offset: number, length: number): Field[] {
+    return value(this.#raw.fields(host_offset, length));
+  }
+
+  /** Bytes of the file as edited. */
+  hostBytes(offset: number, length: number): Uint8Array<ArrayBuffer> {
+    return this.#raw.host_bytes(offset, length) as Uint8Array<ArrayBuffer>;
+  }
+
+  // ---- health
+
+  /** Compares references and refcounts: `qemu-img check`. */
+  check(options: { progress?: Progress } = {}): CheckReport {
+    return value(this.#raw.check(options));
+  }
+
+  /** What a repair would do. `relink` puts orphaned L2 tables back: host offset of the table, guest offset it begins at. */
+  planRepair(options: RepairOptions = {}): RepairPlan {
+    return value(this.#raw.repair(options, true));
+  }
+
+  /** Repairs, and gives the plan that was carried out. */
+  repair(options: RepairOptions = {}): RepairPlan {
+    return value(this.#raw.repair(options, false));
+  }
+
+  /** A verdict on the image as edited: `qcowkit audit`. */
+  audit(options: { deep?: boolean; max_virtual_size?: number; progress?: Progress } = {}): Audit {
+    return value(this.#raw.audit(options));
+  }
+
+  // ---- snapshots and bitmaps
+
+  /** The internal snapshots: `qcowkit snapshot --list`. */
+  snapshots(): ListedSnapshot[] {
+    return value(this.#raw.snapshots());
+  }
+
+  /** Takes a snapshot; gives its ID. `date` is when it says that it was taken: now. */
+  createSnapshot(name: string, options: { date?: Date } = {}): string {
+    return this.#raw.create_snapshot(name, (options.date ?? new Date()).getTime());
+  }
+
+  /** Makes the disk what it was when the snapshot was taken. */
+  applySnapshot(idOrName: string): void {
+    this.#raw.apply_snapshot(idOrName);
+  }
+
+  deleteSnapshot(idOrName: string): void {
+    this.#raw.delete_snapshot(idOrName);
+  }
+
+  /** The disk as it was when the snapshot was taken: another image, read-only, of the file as it is now. */
+  openSnapshot(idOrName: string): Image {
+    return new Image(this.#raw.open_snapshot(idOrName));
+  }
+
+  /** The persistent dirty bitmaps: `qcowkit bitmap --list`. */
+  bitmaps(): BitmapSummary[] {
+    return value(this.#raw.bitmaps());
+  }
+
+  /** Adds a bitmap that records from now on. */
+  addBitmap(name: string, options: { granularity?: number } = {}): void {
+    this.#raw.add_bitmap(name, options);
+  }
+
+  removeBitmap(name: string): void {
+    this.#raw.remove_bitmap(name);
+  }
+
+  /** Guest ranges that a bitmap marks. */
+  bitmapRanges(name: string): GuestRange[] {
+    return value(this.#raw.bitmap_ranges(name));
+  }
+
+  // ---- edits
+
+  /** The edits as they are now. Memory is shared with them, so a checkpoint is cheap. */
+  checkpoint(): Checkpoint {
+    return this.#raw.checkpoint();
+  }
+
+  /** Goes back to a checkpoint, or forward to a later one. */
+  rollback(checkpoint: Checkpoint): void {
+    this.#raw.rollback(checkpoint);
+  }
+
+  /** Forgets a checkpoint; its memory goes when nothing else needs it. */
+  dropCheckpoint(checkpoint: Checkpoint): void {
+    this.#raw.drop_checkpoint(checkpoint);
+  }
+
+  /** The bytes of the file as edited, at most {@link Limits.max_save_bytes}. Holes are zeros. */
+  save(): Uint8Array<ArrayBuffer> {
+    return this.#raw.save() as Uint8Array<ArrayBuffer>;
+  }
+
+  /**
+   * The file as edited in parts, in order and without gaps: `base` bytes are those of the input at the same offset,
+   * `edits` are read by {@link Image.hostBytes}, `zeros` are zeros. For files that are composed without copying:
+   * {@link composeBlob}.
+   */
+  parts(): Part[] {
+    return value(this.#raw.parts());
+  }
+
+  /** The parts that differ from the input. The length may differ too: {@link Image.fileLength}. */
+  patch(): Part[] {
+    return value(this.#raw.patch());
+  }
+
+  // ---- the end
+
+  /** Gives the memory back; closing again does nothing. What was not saved is lost. */
+  close(): void {
+    this.#raw.close();
+  }
+
+  /** The same as {@link Image.close}. */
+  free(): void {
+    this.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  /** The handle behind it, for the other classes of this package. @internal */
+  get raw(): RawImage {
+    return this.#raw;
+  }
+}
+
+/** How a repair is planned. */
+export interface RepairOptions {
+  /** `all` (default), or leaked clusters alone. */
+  level?: "leaks" | "all";
+  relink?: { host_offset: number; guest_offset: number }[];
+  progress?: Progress;
+}
+
+/** Offsets and lengths in turn. */
+function columns(ranges: GuestRange | readonly GuestRange[]): Float64Array {
+  const list: readonly GuestRange[] = "offset" in ranges ? [ranges] : ranges;
+  return Float64Array.from(list.flatMap(({ offset, length }) => [offset, length]));
+}
+
+function bytesOrSource(input: ImageInput): object {
+  return input instanceof ArrayBuffer ? new Uint8Array(input) : input;
+}

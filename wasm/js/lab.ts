@@ -1,0 +1,136 @@
+/** The discard lab: what a workload does to an image under each policy. No guest data are stored or read. @module */
+
+import { RawReplay, RawTrace } from "../pkg/qcowkit.js";
+import type { Image } from "./image.js";
+import type {
+  ChurnOptions, LabConfig, LabFrame, LabReport, LabRun, LabSample, ReplayOptions, TraceFormat, TraceOperation,
+  TraceSummary,
+} from "./lab.types.js";
+import { value } from "./values.js";
+
+/** What a replay begins with: an empty disk of so many bytes, or the metadata of an image. */
+export type LabDisk = { size: number } | Image;
+
+/** What a guest did, in order. Holds memory until `close()`. */
+export class Trace implements Disposable {
+  readonly #raw: RawTrace;
+
+  private constructor(raw: RawTrace) {
+    this.#raw = raw;
+  }
+
+  /** Reads a trace; without `format`, its first line tells. */
+  static parse(text: string | Uint8Array, format?: TraceFormat): Trace {
+    const bytes = typeof text === "string" ? new TextEncoder().encode(text) : text;
+    return new Trace(RawTrace.parse(bytes, format));
+  }
+
+  /** Makes up a workload like a virtual machine's: `qcowkit churn`. */
+  static churn(options: ChurnOptions = {}): Trace {
+    return new Trace(RawTrace.churn(options));
+  }
+
+  /** Operations. */
+  get length(): number {
+    return this.#raw.length();
+  }
+
+  /** The first byte behind everything that the trace touches: the smallest disk that it fits on. */
+  get end(): number {
+    return this.#raw.end();
+  }
+
+  summary(): TraceSummary {
+    return value(this.#raw.summary());
+  }
+
+  /** Some of the operations. */
+  operations(first: number, count: number): TraceOperation[] {
+    return value(this.#raw.operations(first, count));
+  }
+
+  /** The trace as text. */
+  text(format: "csv" | "qemu-io"): string {
+    return this.#raw.text(format);
+  }
+
+  close(): void {
+    this.#raw.close();
+  }
+
+  /** The same as {@link Trace.close}. */
+  free(): void {
+    this.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  /** @internal */
+  get raw(): RawTrace {
+    return this.#raw;
+  }
+}
+
+/** Replays a trace under several configurations: `qcowkit replay`. */
+export function replay(trace: Trace, disk: LabDisk, options: ReplayOptions = {}): LabReport {
+  return value(trace.raw.replay(...diskOf(disk), options));
+}
+
+/** A replay that goes step by step, for animation. Holds memory until `close()`. */
+export class Replay implements Disposable {
+  readonly #raw: RawReplay;
+
+  constructor(trace: Trace, disk: LabDisk, config: LabConfig = {}) {
+    this.#raw = RawReplay.begin(trace.raw, ...diskOf(disk), config);
+  }
+
+  /** Operations of the trace that are done. */
+  get done(): number {
+    return this.#raw.done();
+  }
+
+  /** Operations of the trace. */
+  get length(): number {
+    return this.#raw.length();
+  }
+
+  /** Does up to `count` more operations; gives how many there were. */
+  step(count: number): number {
+    return this.#raw.step(count);
+  }
+
+  /** The image as it is now. */
+  sample(): LabSample {
+    return value(this.#raw.sample());
+  }
+
+  /** The maps as they are now. */
+  frame(options: { max_cells?: number } = {}): LabFrame {
+    return this.#raw.frame(options) as LabFrame;
+  }
+
+  /** Does what is left, and tells the whole; the replay is closed. */
+  finish(): LabRun {
+    return value(this.#raw.finish());
+  }
+
+  close(): void {
+    this.#raw.close();
+  }
+
+  /** The same as {@link Replay.close}. */
+  free(): void {
+    this.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** Size and image, of which one is given. */
+function diskOf(disk: LabDisk): [number | undefined, Image["raw"] | undefined] {
+  return "size" in disk ? [disk.size, undefined] : [undefined, disk.raw];
+}

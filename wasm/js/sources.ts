@@ -1,0 +1,167 @@
+/**
+ * Sources that read synchronously where they can: all but {@link MemorySource} need a worker.
+ *
+ * @module
+ */
+
+import type { Image } from "./image.js";
+import type { ByteSource } from "./types.js";
+
+/** Bytes that are in memory, read without copying them first. */
+export class MemorySource implements ByteSource {
+  readonly cached = false;
+  readonly #bytes: Uint8Array;
+
+  constructor(bytes: Uint8Array) {
+    this.#bytes = bytes;
+  }
+
+  get size(): number {
+    return this.#bytes.length;
+  }
+
+  readAt(offset: number, into: Uint8Array): number {
+    const part = this.#bytes.subarray(offset, offset + into.length);
+    into.set(part);
+    return part.length;
+  }
+}
+
+/** A `File` or `Blob`, read by `FileReaderSync`: in dedicated and shared workers. */
+export class BlobSource implements ByteSource {
+  readonly #blob: Blob;
+  readonly #reader: FileReaderSync;
+
+  constructor(blob: Blob) {
+    this.#blob = blob;
+    this.#reader = new FileReaderSync();
+  }
+
+  get size(): number {
+    return this.#blob.size;
+  }
+
+  readAt(offset: number, into: Uint8Array): number {
+    const bytes = new Uint8Array(this.#reader.readAsArrayBuffer(this.#blob.slice(offset, offset + into.length)));
+    into.set(bytes);
+    return bytes.length;
+  }
+}
+
+/** A file of the private storage (OPFS), by a sync access handle: in dedicated workers. Locks the file until `close()`. */
+export class PrivateFileSource implements ByteSource {
+  readonly size: number;
+  readonly #handle: FileSystemSyncAccessHandle;
+
+  private constructor(handle: FileSystemSyncAccessHandle) {
+    this.#handle = handle;
+    this.size = handle.getSize();
+  }
+
+  /** Opens a file of the origin's private storage; folders in `path` are separated by `/`. */
+  static async open(path: string): Promise<PrivateFileSource> {
+    const names = path.split("/").filter((name) => name !== "");
+    const last = names.pop();
+    if (last === undefined) {
+      throw new TypeError("the path names no file");
+    }
+    let folder = await navigator.storage.getDirectory();
+    for (const name of names) {
+      folder = await folder.getDirectoryHandle(name);
+    }
+    return PrivateFileSource.of(await folder.getFileHandle(last));
+  }
+
+  static async of(file: FileSystemFileHandle): Promise<PrivateFileSource> {
+    return new PrivateFileSource(await file.createSyncAccessHandle());
+  }
+
+  readAt(offset: number, into: Uint8Array): number {
+    return this.#handle.read(into as Uint8Array<ArrayBuffer>, { at: offset });
+  }
+
+  close(): void {
+    this.#handle.close();
+  }
+}
+
+/**
+ * A URL, by synchronous requests with `Range`: in workers. The server must answer ranges (status 206) and tell the length;
+ * a whole file is never fetched. A file that changes meanwhile (another `ETag` or `Last-Modified`) is an error.
+ */
+export class UrlSource implements ByteSource {
+  readonly size: number;
+  readonly #url: string;
+  readonly #version: string;
+
+  constructor(url: string | URL) {
+    this.#url = String(url);
+    const head = this.#request("HEAD");
+    const length = head.getResponseHeader("content-length");
+    if (head.status !== 200 || length === null || !/^\d+$/.test(length)) {
+      throw new Error(`${this.#url}: the server does not tell the length (status ${head.status})`);
+    }
+    this.size = Number(length);
+    this.#version = version(head);
+  }
+
+  readAt(offset: number, into: Uint8Array): number {
+    if (into.length === 0) {
+      return 0;
+    }
+    const last = offset + into.length - 1;
+    const answer = this.#request("GET", `bytes=${offset}-${last}`);
+    if (answer.status !== 206) {
+      throw new Error(`${this.#url}: the server does not answer ranges (status ${answer.status})`);
+    }
+    if (version(answer) !== this.#version) {
+      throw new Error(`${this.#url}: the file has changed on the server`);
+    }
+    const bytes = new Uint8Array(answer.response as ArrayBuffer);
+    into.set(bytes.subarray(0, into.length));
+    return Math.min(bytes.length, into.length);
+  }
+
+  #request(method: string, range?: string): XMLHttpRequest {
+    const request = new XMLHttpRequest();
+    request.open(method, this.#url, false);
+    if (range !== undefined) {
+      request.responseType = "arraybuffer";
+      request.setRequestHeader("range", range);
+    }
+    request.send();
+    return request;
+  }
+}
+
+function version(answer: XMLHttpRequest): string {
+  return answer.getResponseHeader("etag") ?? answer.getResponseHeader("last-modified") ?? "";
+}
+
+/** Bytes of edits that are copied at once, and of one piece of zeros. */
+const PIECE = 1 << 24;
+
+/**
+ * The file as edited, as a Blob that refers to `base`, the very file that the image was opened on: only the edits take
+ * memory. For images made or opened in memory `base` is left out, and everything is copied.
+ */
+export function composeBlob(image: Image, base?: Blob): Blob {
+  const parts: BlobPart[] = [];
+  let zeros: Blob | undefined;
+  for (const { offset, length, source } of image.parts()) {
+    if (source === "base" && base !== undefined) {
+      parts.push(base.slice(offset, offset + length));
+      continue;
+    }
+    for (let at = offset; at < offset + length; at += PIECE) {
+      const piece = Math.min(PIECE, offset + length - at);
+      if (source === "zeros") {
+        zeros ??= new Blob([new Uint8Array(PIECE)]);
+        parts.push(piece === PIECE ? zeros : zeros.slice(0, piece));
+      } else {
+        parts.push(image.hostBytes(at, piece));
+      }
+    }
+  }
+  return new Blob(parts, { type: "application/octet-stream" });
+}

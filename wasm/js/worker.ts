@@ -1,0 +1,233 @@
+/**
+ * The worker's side: run it in a dedicated module worker, and talk to it with `connect` of `qcowkit/client`.
+ *
+ * ```ts
+ * // worker.ts
+ * import init from "qcowkit/web";
+ * import { serve } from "qcowkit/worker";
+ * serve(init());
+ * ```
+ *
+ * A file that is itself a worker, for pages without a bundler, is `qcowkit/worker-main`.
+ *
+ * @module
+ */
+
+import { composeBlob, Image, MemorySource, Replay, replay, Trace } from "./api.js";
+import type { LabDisk } from "./api.js";
+import { errorCodes, limits, version } from "./api.js";
+import type { ReplayOptions } from "./lab.types.js";
+import { BlobSource, PrivateFileSource, UrlSource } from "./sources.js";
+import type { ByteSource, ImageInput, Layer, OpenOptions, Reference } from "./types.js";
+import { buffersOf, errorOut, isHandle } from "./wire.js";
+import type { Handle, Reply, Request } from "./wire.js";
+
+export * from "./sources.js";
+
+/** What a page can name to be opened in its worker. */
+export type RemoteInput = Blob | Uint8Array | ArrayBuffer | { readonly url: string } | { readonly opfs: string };
+
+/** Options for opening from a page. Instead of a resolver: files by the names that the images may ask for. */
+export interface RemoteOpenOptions extends Omit<OpenOptions, "resolver"> {
+  /**
+   * Files that images of the chain may name. A name stands for itself; where no file has it, for its last part (behind
+   * the last `/`). What is not listed is refused.
+   */
+  readonly files?: Readonly<Record<string, RemoteInput | { readonly input: RemoteInput; readonly format?: "qcow2" | "raw" }>>;
+}
+
+/** What the worker does besides the methods of its handles. */
+export interface WorkerCalls {
+  open(input: RemoteInput, options?: RemoteOpenOptions): Promise<Image>;
+  create(...args: Parameters<typeof Image.create>): Image;
+  audit(input: RemoteInput, options?: { deep?: boolean; max_virtual_size?: number }): Promise<ReturnType<typeof Image.audit>>;
+  /** The edited file, composed with the Blob that the image was opened on; a copy for other inputs. */
+  blob(image: Image): Blob;
+  parseTrace(...args: Parameters<typeof Trace.parse>): Trace;
+  churn(...args: Parameters<typeof Trace.churn>): Trace;
+  replay(trace: Trace, disk: LabDisk, options?: ReplayOptions): ReturnType<typeof replay>;
+  beginReplay(...args: ConstructorParameters<typeof Replay>): Replay;
+  version(): string;
+  limits(): ReturnType<typeof limits>;
+  errorCodes(): ReturnType<typeof errorCodes>;
+}
+
+type Held = Image | Trace | Replay;
+
+/** The parts of a worker's global scope that are used. */
+interface Scope {
+  postMessage(message: unknown, transfer: Transferable[]): void;
+  addEventListener(type: "message", listener: (event: MessageEvent) => void): void;
+}
+
+/** Answers the page's calls, one after the other, once `ready` (the loading of the module) is done. */
+export function serve(ready: Promise<unknown> = Promise.resolve(), scope: Scope = globalThis as unknown as Scope): void {
+  const server = new Server((reply) => scope.postMessage(reply, "value" in reply ? buffersOf(reply.value) : []));
+  let queue: Promise<unknown> = ready;
+  scope.addEventListener("message", ({ data }: MessageEvent<Request>) => {
+    // A module that did not load fails each call, not only the first.
+    queue = queue.then(() => server.answer(data), () => ready.then(() => server.answer(data), (why) => server.fail(data, why)));
+  });
+}
+
+class Server {
+  readonly #send: (reply: Reply) => void;
+  readonly #held = new Map<number, Held>();
+  readonly #sources = new Map<Image, { blob?: Blob; sources: ByteSource[] }>();
+  #next = 1;
+
+  constructor(send: (reply: Reply) => void) {
+    this.#send = send;
+  }
+
+  fail({ id }: Request, why: unknown): void {
+    this.#send({ id, error: errorOut(why) });
+  }
+
+  async answer(request: Request): Promise<void> {
+    const { id, target, method } = request;
+    try {
+      const args = request.args.map((found) => this.#decode(id, found));
+      this.#send({ id, value: this.#encode(await (target === null ? this.#call(method, args) : this.#use(target, method, args))) });
+    } catch (error) {
+      this.fail(request, error);
+    }
+  }
+
+  /** A method of a handle, or one of its properties. */
+  #use(target: number, method: string, args: unknown[]): unknown {
+    const held = this.#held.get(target);
+    if (held === undefined) {
+      throw closed();
+    }
+    if (method === "close") {
+      this.#held.delete(target);
+      held.close();
+      this.#release(held);
+      return undefined;
+    }
+    const own = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(held), method);
+    if (own === undefined || method === "constructor" || method === "raw") {
+      throw new TypeError(`no method ${method}`);
+    }
+    return own.get ? own.get.call(held) : (own.value as (...args: unknown[]) => unknown).apply(held, args);
+  }
+
+  #release(held: Held): void {
+    if (held instanceof Image) {
+      for (const source of this.#sources.get(held)?.sources ?? []) {
+        source.close?.();
+      }
+      this.#sources.delete(held);
+    }
+  }
+
+  readonly #calls: WorkerCalls = {
+    open: (input, options = {}) => this.#open(input, options),
+    create: (...args) => Image.create(...args),
+    audit: async (input, options) => {
+      const { input: opened, source } = await openInput(input);
+      try {
+        return Image.audit(opened, options);
+      } finally {
+        source?.close?.();
+      }
+    },
+    blob: (image) => composeBlob(image, this.#sources.get(image)?.blob),
+    parseTrace: (...args) => Trace.parse(...args),
+    churn: (...args) => Trace.churn(...args),
+    replay: (...args) => replay(...args),
+    beginReplay: (...args) => new Replay(...args),
+    version,
+    limits,
+    errorCodes,
+  };
+
+  #call(method: string, args: unknown[]): unknown {
+    if (!Object.hasOwn(this.#calls, method)) {
+      throw new TypeError(`no method ${method}`);
+    }
+    return (this.#calls[method as keyof WorkerCalls] as (...args: unknown[]) => unknown)(...args);
+  }
+
+  async #open(input: RemoteInput, { files = {}, ...options }: RemoteOpenOptions): Promise<Image> {
+    const sources: ByteSource[] = [];
+    try {
+      // Handles of private storage open asynchronously only, so everything that may be named is opened first.
+      const layers = new Map<string, Layer>();
+      for (const [name, file] of Object.entries(files)) {
+        const { input: named, format } = isInput(file) ? { input: file, format: undefined } : file;
+        const opened = await openInput(named);
+        sources.push(...(opened.source ? [opened.source] : []));
+        layers.set(name, { input: opened.input, identity: name, ...(format === undefined ? {} : { format }) });
+      }
+      const resolver = ({ name }: Reference) => layers.get(name) ?? layers.get(name.slice(name.lastIndexOf("/") + 1));
+      const opened = await openInput(input);
+      sources.push(...(opened.source ? [opened.source] : []));
+      const image = Image.open(opened.input, { ...options, resolver });
+      this.#sources.set(image, { sources, ...(input instanceof Blob ? { blob: input } : {}) });
+      return image;
+    } catch (error) {
+      for (const source of sources) {
+        source.close?.();
+      }
+      throw error;
+    }
+  }
+
+  #encode(found: unknown): unknown {
+    if (found instanceof Error) {
+      return errorOut(found);
+    }
+    const kind = found instanceof Image ? "image" : found instanceof Trace ? "trace" : found instanceof Replay ? "replay" : null;
+    if (kind === null) {
+      return found;
+    }
+    const handle: Handle = { $handle: this.#next, $class: kind };
+    this.#held.set(this.#next, found as Held);
+    this.#next += 1;
+    return handle;
+  }
+
+  /** Handles become what they stand for; functions, also among options, post a message. */
+  #decode(id: number, found: unknown): unknown {
+    if (isHandle(found)) {
+      const held = this.#held.get(found.$handle);
+      if (held === undefined) {
+        throw closed();
+      }
+      return held;
+    }
+    if (typeof found === "object" && found !== null && "$function" in found) {
+      const call = found.$function as number;
+      return (...args: unknown[]) => this.#send({ id, call, args });
+    }
+    if (typeof found === "object" && found !== null && Object.getPrototypeOf(found) === Object.prototype) {
+      return Object.fromEntries(Object.entries(found).map(([key, member]) => [key, this.#decode(id, member)]));
+    }
+    return found;
+  }
+}
+
+function closed(): Error {
+  return Object.assign(new Error("the image is closed"), { name: "QcowError", code: "closed" });
+}
+
+function isInput(file: RemoteInput | { readonly input: RemoteInput }): file is RemoteInput {
+  return !("input" in file);
+}
+
+/** Opens what a page named. */
+async function openInput(input: RemoteInput): Promise<{ input: ImageInput; source?: ByteSource }> {
+  if (input instanceof Blob) {
+    return { input: new BlobSource(input) };
+  }
+  if (input instanceof Uint8Array) {
+    return { input: new MemorySource(input) };
+  }
+  if (input instanceof ArrayBuffer) {
+    return { input: new MemorySource(new Uint8Array(input)) };
+  }
+  const source = "url" in input ? new UrlSource(input.url) : await PrivateFileSource.open(input.opfs);
+  return { input: source, source };
+}
