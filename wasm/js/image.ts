@@ -8,7 +8,7 @@ import type {
   InspectName, LayerPath, ListedSnapshot, MapRun, RepairPlan, Shown,
 } from "./reports.js";
 import type {
-  CreateOptions, DiscardPolicy, GuestRange, ImageInput, OpenOptions, Progress, QcowError,
+  CreateOptions, DiscardPolicy, GuestRange, ImageInput, OpenOptions, Progress, QcowError, Structure,
 } from "./types.js";
 import { value } from "./values.js";
 
@@ -146,12 +146,12 @@ export class Image implements Disposable {
     return value(this.#raw.map(options));
   }
 
-  /** The file in runs of one kind, refcount and owner, as columns for drawing. */
-  clusters(): ClusterMap {
-    return this.#raw.clusters() as ClusterMap;
+  /** The file in runs of clusters that are alike, as columns for drawing; at most {@link Limits.max_rows}. */
+  clusters(options: { host_offset?: number; length?: number; progress?: Progress } = {}): ClusterMap {
+    return this.#raw.clusters(options) as ClusterMap;
   }
 
-  /** The same as rows, of a part of the file; at most {@link Limits.max_rows}. */
+  /** The same as rows. */
   clusterRuns(options: { host_offset?: number; length?: number } = {}): ClusterRun[] {
     return value(this.#raw.cluster_runs(options));
   }
@@ -185,11 +185,11 @@ export class Image implements Disposable {
 
   /**
    * The fields of a structure with their bytes, for a hex pane: those that touch `length` bytes from `host_offset` of the
-   * file, at most 4096 fields. What is there (header, a table, ...) is found out by a walk, whose result is kept until
-   * the next edit.
+   * file, in order, at most 4096. `structure` says what lies there, as {@link Image.clusters} tells it; without it a walk
+   * through the image finds out. Guest data have no fields.
    */
-  fields(host_offset: number, length: number): Field[] {
-    return value(this.#raw.fields(host_offset, length));
+  fields(host_offset: number, length: number, structure?: Structure): Field[] {
+    return value(this.#raw.fields(host_offset, length, structure));
   }
 
   /** Bytes of the file as edited. */
