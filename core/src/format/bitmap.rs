@@ -1,6 +1,7 @@
 //! The bitmap directory and bitmap tables (section "Bitmaps").
 
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::bits::bit_set;
@@ -83,6 +84,28 @@ impl BitmapEntry {
                 .at_host(reader.host_offset()));
         }
         Ok(entries)
+    }
+
+    /// The fields of the entry in their order, without the padding: name, place within the entry, bytes, and what it
+    /// says, in words.
+    #[must_use]
+    pub fn layout(&self) -> Vec<(&'static str, u64, u64, String)> {
+        let bytes = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
+        let (extra, name) = (bytes(self.extra_data.len()), bytes(self.name.len()));
+        let granularity = self.granularity().map_or_else(String::new, |bytes| format!("{bytes} bytes"));
+        let mut fields = alloc::vec![
+            ("bitmap table offset", 0, 8, format!("{:#x}", self.table_offset)),
+            ("bitmap table size", 8, 4, format!("{} entries", self.table_entries)),
+            ("flags", 12, 4, format!("{:#x}", self.flags.bits())),
+            ("type", 16, 1, format!("{}", self.kind)),
+            ("granularity", 17, 1, granularity),
+            ("length of the name", 18, 2, format!("{name} bytes")),
+            ("length of extra data", 20, 4, format!("{extra} bytes")),
+            ("extra data", 24, extra, String::new()),
+            ("name", extra.saturating_add(24), name, self.name.to_string_lossy().into_owned()),
+        ];
+        fields.retain(|(_, _, length, _)| *length > 0);
+        fields
     }
 
     /// Appends the entry with its padding.

@@ -1,6 +1,7 @@
 //! The snapshot table (section "Snapshots").
 
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::{Name, Reader};
@@ -101,6 +102,31 @@ impl Snapshot {
         let mut reader = Reader::new(fixed, Structure::SnapshotTable, 0);
         reader.take(36, "the fields before it")?;
         reader.u32("length of extra data")
+    }
+
+    /// The fields of the entry in their order, without the padding: name, place within the entry, bytes, and what it
+    /// says, in words.
+    #[must_use]
+    pub fn layout(&self) -> Vec<(&'static str, u64, u64, String)> {
+        let bytes = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
+        let (extra, id, name) = (bytes(self.extra_data.len()), bytes(self.id.len()), bytes(self.name.len()));
+        let id_at = extra.saturating_add(40);
+        let mut fields = alloc::vec![
+            ("L1 table offset", 0, 8, format!("{:#x}", self.l1_table_offset)),
+            ("L1 size", 8, 4, format!("{} entries", self.l1_size)),
+            ("length of the ID", 12, 2, format!("{id} bytes")),
+            ("length of the name", 14, 2, format!("{name} bytes")),
+            ("date", 16, 4, format!("{} seconds since 1970", self.date_seconds)),
+            ("date, nanoseconds", 20, 4, format!("{} ns", self.date_nanoseconds)),
+            ("VM clock", 24, 8, format!("{} ns", self.vm_clock_nanoseconds)),
+            ("VM state size", 32, 4, format!("{} bytes", self.vm_state_size_32)),
+            ("length of extra data", 36, 4, format!("{extra} bytes")),
+            ("extra data", 40, extra, format!("VM state of {} bytes", self.vm_state_size())),
+            ("ID", id_at, id, self.id.to_string_lossy().into_owned()),
+            ("name", id_at.saturating_add(id), name, self.name.to_string_lossy().into_owned()),
+        ];
+        fields.retain(|(_, _, length, _)| *length > 0);
+        fields
     }
 
     /// Appends the entry with its padding.

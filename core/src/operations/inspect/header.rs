@@ -110,7 +110,7 @@ fn features(area: &HeaderArea) -> Vec<FeatureBit> {
     all
 }
 
-fn extensions(area: &HeaderArea) -> Vec<ExtensionReport> {
+pub(super) fn extensions(area: &HeaderArea) -> Vec<ExtensionReport> {
     let mut offset = u64::from(area.header.header_length);
     let report = |extension: &Extension| {
         let mut padded = Vec::new();

@@ -4,6 +4,8 @@
 //! [`Shown::Error`], and everything else is shown all the same. Lists are cut at [`MAX_INSPECTED_ENTRIES`], and say
 //! where to go on. Only [`Inspector::host`] goes through the whole image.
 
+mod entry_fields;
+mod fields;
 mod guest;
 mod header;
 mod host;
@@ -11,6 +13,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
+pub use fields::{ByteField, FieldList, Region};
 pub use guest::{GuestPath, InspectedLayer, LayerPath, Resolution, inspect_guest};
 pub use header::{ExtensionReport, FeatureBit, HeaderReport};
 pub use host::{HostReport, MAX_OWNERS, Owner};

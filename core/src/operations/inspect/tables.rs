@@ -186,7 +186,7 @@ impl<S: ReadStorage + ?Sized> Inspector<'_, S> {
         self.l1_report(owner, range).into()
     }
 
-    fn l1_report(&self, owner: L1Owner, range: EntryRange) -> Result<TableReport<L1EntryReport>> {
+    pub(super) fn l1_report(&self, owner: L1Owner, range: EntryRange) -> Result<TableReport<L1EntryReport>> {
         let geometry = *self.geometry()?;
         let (offset, total) = self.l1_place(owner)?;
         self.table(Structure::L1Table, offset, total, range, |index, [raw]: [u64; 1]| l1_entry(index, raw, &geometry))
@@ -212,7 +212,7 @@ impl<S: ReadStorage + ?Sized> Inspector<'_, S> {
         self.l2_report(source, range).into()
     }
 
-    fn l2_report(&self, source: TableSource, range: EntryRange) -> Result<TableReport<L2EntryReport>> {
+    pub(super) fn l2_report(&self, source: TableSource, range: EntryRange) -> Result<TableReport<L2EntryReport>> {
         let geometry = *self.geometry()?;
         let (offset, l1_index) = match source {
             TableSource::Host(offset) => (offset, 0),
@@ -244,7 +244,7 @@ impl<S: ReadStorage + ?Sized> Inspector<'_, S> {
         self.refcount_table_report(range).into()
     }
 
-    fn refcount_table_report(&self, range: EntryRange) -> Result<TableReport<RefcountTableEntryReport>> {
+    pub(super) fn refcount_table_report(&self, range: EntryRange) -> Result<TableReport<RefcountTableEntryReport>> {
         let geometry = *self.geometry()?;
         let header = &self.header_area()?.header;
         let total = u64::from(header.refcount_table_clusters).saturating_mul(geometry.cluster_size()) / 8;
@@ -310,7 +310,7 @@ impl<S: ReadStorage + ?Sized> Inspector<'_, S> {
         self.snapshot_entries().map(|entries| (0..).zip(entries).map(report).collect()).into()
     }
 
-    fn snapshot_entries(&self) -> Result<Vec<Snapshot>> {
+    pub(super) fn snapshot_entries(&self) -> Result<Vec<Snapshot>> {
         read_snapshots(&self.header_area()?.header, self.storage)
     }
 
@@ -324,7 +324,7 @@ impl<S: ReadStorage + ?Sized> Inspector<'_, S> {
         self.bitmap_entries().map(|entries| (0..).zip(entries).map(report).collect()).into()
     }
 
-    fn bitmap_entries(&self) -> Result<Vec<BitmapEntry>> {
+    pub(super) fn bitmap_entries(&self) -> Result<Vec<BitmapEntry>> {
         read_bitmaps(self.header_area()?, self.storage)
     }
 
@@ -334,7 +334,11 @@ impl<S: ReadStorage + ?Sized> Inspector<'_, S> {
         self.bitmap_table_report(bitmap, range).into()
     }
 
-    fn bitmap_table_report(&self, bitmap: u64, range: EntryRange) -> Result<TableReport<BitmapTableEntryReport>> {
+    pub(super) fn bitmap_table_report(
+        &self,
+        bitmap: u64,
+        range: EntryRange,
+    ) -> Result<TableReport<BitmapTableEntryReport>> {
         let geometry = *self.geometry()?;
         let entries = self.bitmap_entries()?;
         let missing = || Error::invalid(alloc::format!("there is no bitmap with index {bitmap}"));

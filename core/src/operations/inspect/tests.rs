@@ -293,3 +293,94 @@ proptest! {
         show_everything(&MemoryStorage::from_bytes(&bytes), offset);
     }
 }
+
+/// Every byte of the metadata is in a field, and what the fields lead to is where the image has it.
+#[test]
+fn fields_cover_the_metadata_and_lead_on() {
+    for extended_l2 in [false, true] {
+        let storage = sample(&CreateOptions { extended_l2, ..options() });
+        let inspector = Inspector::new(&storage);
+        let regions = inspector.regions();
+        let regions = regions.value().unwrap();
+        let find = |structure| regions.iter().find(|region: &&Region| region.structure == structure).unwrap();
+        let list = |region: &Region| {
+            let shown = inspector.fields(region.structure, region.host_offset, region.length, false);
+            let list = shown.value().unwrap();
+            assert_eq!(list.next, None);
+            list.fields.clone()
+        };
+        let header = list(find(Structure::Header));
+        assert_eq!((header[0].name.as_str(), header[0].host_offset, header[0].length), ("magic", 0, 4));
+        let l1 = list(find(Structure::L1Table));
+        let bytes: u64 = l1.iter().map(|field| field.length).sum();
+        assert_eq!(bytes, find(Structure::L1Table).length);
+        let table = l1[0].target.clone().unwrap();
+        let l2 = list(&table);
+        assert_eq!(l2.iter().map(|field| field.length).sum::<u64>(), CLUSTER);
+        let reached: Vec<_> = l2.iter().filter_map(|field| field.target.as_ref()).collect();
+        let path = inspector.guest(CLUSTER);
+        let host = path.value().unwrap().l2.as_ref().unwrap().value().unwrap().host_offset.unwrap();
+        assert_eq!((reached[1].host_offset, reached[1].guest_offset), (host, Some(CLUSTER)));
+        assert_eq!(reached[2].structure, Structure::CompressedCluster);
+        // Part of a table, and without what is empty.
+        let part = inspector.fields(Structure::L2Table, table.host_offset + 16, 16, false);
+        let part = &part.value().unwrap().fields;
+        assert_eq!(part[0], l2[if extended_l2 { 1 } else { 2 }]);
+        let filled = inspector.fields(Structure::L2Table, table.host_offset, CLUSTER, true);
+        assert_eq!(filled.value().unwrap().fields.len(), 4);
+        let blocks = list(find(Structure::RefcountTable));
+        let refcounts = list(blocks[0].target.as_ref().unwrap());
+        assert_eq!(refcounts.iter().map(|field| field.length).sum::<u64>(), CLUSTER);
+        assert_eq!(refcounts[0].meaning, "refcount 1 of the cluster at 0x0");
+    }
+}
+
+#[test]
+fn fields_of_snapshots_bitmaps_and_narrow_refcounts() {
+    let narrow = CreateOptions { refcount_bits: 1, ..options() };
+    let storage = sample(&narrow);
+    let inspector = Inspector::new(&storage);
+    let table = inspector.header_area().unwrap().header.refcount_table_offset;
+    let block = inspector.fields(Structure::RefcountTable, table, 8, true).value().unwrap().fields[0].target.clone();
+    let block = block.unwrap();
+    let refcounts = inspector.fields(Structure::RefcountBlock, block.host_offset, 1, false);
+    let refcounts = &refcounts.value().unwrap().fields;
+    assert_eq!(refcounts[0].length, 1);
+    assert!(refcounts[0].meaning.starts_with("refcount 1 1 1 1 1"), "{}", refcounts[0].meaning);
+
+    let mut image = Image::open(sample(&options()), crate::image::OpenOptions::default()).unwrap();
+    image.create_snapshot(&crate::image::NewSnapshot { name: "before".into(), ..Default::default() }).unwrap();
+    image.add_bitmap("dirty", Some(CLUSTER)).unwrap();
+    let storage = image.close().unwrap();
+    let inspector = Inspector::new(&storage);
+    let regions = inspector.regions();
+    for (structure, entry) in [(Structure::SnapshotTable, "before"), (Structure::BitmapDirectory, "dirty")] {
+        let region = regions.value().unwrap().iter().find(|region| region.structure == structure).unwrap();
+        let fields = inspector.fields(structure, region.host_offset, region.length, false);
+        let fields = &fields.value().unwrap().fields;
+        assert!(fields.iter().any(|field| field.meaning == entry), "{fields:?}");
+        let next = fields[0].target.as_ref().unwrap();
+        let table = inspector.fields(next.structure, next.host_offset, next.length, false);
+        assert!(!table.value().unwrap().fields.is_empty());
+    }
+}
+
+proptest! {
+    /// Any bytes as any structure, at any place: no panic, and never more than asked for.
+    #[test]
+    fn fields_of_anything(at in 0u64..6 * CLUSTER, value: u64, place in 0u64..8 * CLUSTER, length in 0u64..4096) {
+        let storage = sample(&options());
+        put(&storage, at & !7, value);
+        let inspector = Inspector::new(&storage);
+        let _ = inspector.regions();
+        for structure in [
+            Structure::Header, Structure::L1Table, Structure::L2Table, Structure::RefcountTable,
+            Structure::RefcountBlock, Structure::SnapshotTable, Structure::BitmapDirectory, Structure::BitmapTable,
+        ] {
+            let shown = inspector.fields(structure, place, length, false);
+            let Some(list) = shown.value() else { continue };
+            let end = place.saturating_add(length);
+            prop_assert!(list.fields.iter().all(|field| field.host_offset < end), "{structure:?}");
+        }
+    }
+}

@@ -7,6 +7,7 @@
 //! | [`LabDisk`] | what the replay begins with: an empty disk of any size, or the metadata of an image |
 //! | [`LabConfig`] | how the image is made and opened: policy, cluster size, preallocation, allocator |
 //! | [`replay()`], [`run_lab`] | does the trace's operations and counts what becomes of the image |
+//! | [`Picture`] | the file in the middle of a replay, for a map that moves |
 //! | [`LabReport`] | the counts, as plain values |
 //! | [`advise`] | which configuration they speak for |
 //! | [`render`] | the report as text, CSV, SVG, HTML |
@@ -21,6 +22,7 @@ mod churn;
 mod config;
 mod disk;
 mod guest;
+mod picture;
 mod random;
 pub mod render;
 mod replay;
@@ -33,6 +35,7 @@ pub use advice::{Advice, Ranked, advise};
 pub use churn::{Churn, Trim};
 pub use config::LabConfig;
 pub use disk::{LabDisk, LabStorage, Skeleton};
+pub use picture::{MAX_PICTURE_CELLS, Picture};
 pub use replay::{DEFAULT_SAMPLES, LabOptions, Replay, fits, replay, run_lab};
 pub use report::{Backup, GapBucket, LabReport, LabRun, Sample, TraceSummary};
 pub use trace::{MAX_TRACE_LINE, MAX_TRACE_OPERATIONS, Operation, Trace, TraceError, TraceFormat};

@@ -21,7 +21,7 @@ pub const DEFAULT_SAMPLES: u64 = 60;
 /// An image in memory on which operations are replayed. Data are not stored: only where they would lie.
 pub struct Replay {
     config: LabConfig,
-    image: Image<LabStorage>,
+    pub(super) image: Image<LabStorage>,
     census: Census,
     /// Guest clusters changed since the last mark.
     dirty: Bits,

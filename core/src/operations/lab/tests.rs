@@ -180,3 +180,28 @@ fn no_unref_keeps_what_unmap_would_have_given_back() {
     assert!(keep.end.host_bytes < half + half / 100 && silent.end.host_bytes > 2 * half);
     assert_eq!(advise(&report).best, "unmap");
 }
+
+/// The cells of a picture, added up, are the sums of the sample.
+#[test]
+fn a_picture_shows_what_the_sample_counts() {
+    let trace = churn();
+    for config in [LabConfig::ignore(), LabConfig::unmap(), LabConfig::no_unref()] {
+        let mut replay = Replay::new(&DISK, &config).unwrap();
+        replay.run(&trace, &LabOptions { samples: 1 }, &mut |_| {}).unwrap();
+        let now = replay.now().unwrap();
+        // A cell is a cluster, so that shares are all or nothing.
+        let picture = replay.picture(MAX_PICTURE_CELLS, 1).unwrap();
+        assert_eq!((picture.cell_bytes, picture.file_length), (65536, now.file_length));
+        let bytes = |kind: usize| 65536 * picture.host.iter().filter(|cell| cell[kind] == 255).count() as u64;
+        let all = [bytes(0), bytes(1), bytes(3)];
+        assert_eq!(all, [now.live_bytes, now.retained_bytes, now.free_bytes], "{}", config.describe());
+        assert!(picture.host.iter().all(|cell| cell.iter().map(|&share| u32::from(share)).sum::<u32>() == 255));
+        let guest = |kind: usize| 65536 * picture.guest.iter().filter(|cell| cell[kind] == 255).count() as u64;
+        assert_eq!([guest(0), guest(1)], [now.live_bytes, now.retained_bytes], "{}", config.describe());
+        // Larger cells say the same, up to rounding.
+        let coarse = replay.picture(64, 16 << 20).unwrap();
+        let free: u64 = coarse.host.iter().map(|cell| u64::from(cell[3]) * (16 << 20) / 255).sum();
+        assert!(free.abs_diff(now.free_bytes) <= 64 * (16 << 20) / 255, "{}", config.describe());
+        assert!(replay.picture(MAX_PICTURE_CELLS + 1, 1).is_err() && replay.picture(1, 0).is_err());
+    }
+}
