@@ -4,8 +4,8 @@ import { RawImage } from "../pkg/qcowkit.js";
 import type { ClusterMap, ClusterRun, Part } from "./clusters.types.js";
 import type { PartitionReport } from "./partitions.types.js";
 import type {
-  Analysis, Audit, BitmapSummary, CheckReport, DiscardReport, EntryRange, Field, HostReport, ImageInfo, Inspected,
-  InspectName, LayerPath, ListedSnapshot, MapRun, RepairPlan, Shown,
+  Analysis, Audit, BitmapSummary, CheckReport, DiscardReport, EntryRange, FieldList, HostReport, ImageInfo, Inspected,
+  InspectName, LayerPath, ListedSnapshot, MapRun, Region, RepairPlan, Shown,
 } from "./reports.js";
 import type {
   CreateOptions, DiscardPolicy, GuestRange, ImageInput, OpenOptions, Progress, QcowError, Structure,
@@ -183,13 +183,23 @@ export class Image implements Disposable {
     return value(this.#raw.inspect_host(offset));
   }
 
+  /** The structures that the header leads to: the roots of a tree of which {@link Image.fields} gives the branches. */
+  regions(): Shown<Region[]> {
+    return value(this.#raw.regions());
+  }
+
   /**
    * The fields of a structure with their bytes, for a hex pane: those that touch `length` bytes from `host_offset` of the
-   * file, in order, at most 4096. `structure` says what lies there, as {@link Image.clusters} tells it; without it a walk
-   * through the image finds out. Guest data have no fields.
+   * file, in order. `structure` says what lies there, as {@link Image.regions}, {@link Image.clusters} and the targets of
+   * fields tell it. `skip_empty` (default false) leaves out entries of tables that are 0. Guest data have no fields.
    */
-  fields(host_offset: number, length: number, structure?: Structure): Field[] {
-    return value(this.#raw.fields(host_offset, length, structure));
+  fields(
+    host_offset: number,
+    length: number,
+    structure: Structure,
+    options: { skip_empty?: boolean } = {},
+  ): Shown<FieldList> {
+    return value(this.#raw.fields(host_offset, length, structure, options));
   }
 
   /** Bytes of the file as edited. */

@@ -3,7 +3,7 @@
 import { RawReplay, RawTrace } from "../pkg/qcowkit.js";
 import type { Image } from "./image.js";
 import type {
-  ChurnOptions, LabConfig, LabFrame, LabReport, LabRun, LabSample, ReplayOptions, TraceFormat, TraceOperation,
+  ChurnOptions, FrameOptions, LabConfig, LabFrame, LabReport, LabRun, LabSample, ReplayOptions, TraceFormat, TraceOperation,
   TraceSummary,
 } from "./lab.types.js";
 import { value } from "./values.js";
@@ -107,7 +107,7 @@ export class Replay implements Disposable {
   }
 
   /** The maps as they are now. */
-  frame(options: { max_cells?: number } = {}): LabFrame {
+  frame(options: FrameOptions = {}): LabFrame {
     return this.#raw.frame(options) as LabFrame;
   }
 

@@ -144,15 +144,23 @@ export interface ReplayOptions {
 }
 
 /**
- * The maps of a replay at one moment, for drawing: one byte a cell. Cells are clusters, or equal parts of the file (the
- * disk) if `max_cells` is smaller; a cell of several clusters has the kind that most of its clusters have.
+ * The maps of a replay at one moment, for drawing: four bytes a cell, how much of it is live data, retained (mapped
+ * without data), metadata, and free, as shares of 255. What is missing to 255 lies behind the end, or is not mapped.
  */
 export interface LabFrame {
-  /** Clusters of the file behind one cell of `host`. */
-  host_clusters_per_cell: number;
-  /** By place in the file: 0 free, 1 metadata, 2 live data, 3 retained (mapped without data). */
+  /** Bytes of the file, or of the disk, that one cell stands for. */
+  cell_bytes: number;
+  file_length: number;
+  /** By place in the file, up to its end. */
   host: Uint8Array;
-  guest_clusters_per_cell: number;
-  /** By place in the disk: 0 nothing mapped, 2 live data, 3 retained. */
+  /** By place in the disk: live data and retained; the rest has no cluster. */
   guest: Uint8Array;
+}
+
+/** How {@link Replay.frame} divides file and disk. */
+export interface FrameOptions {
+  /** Cells of each map at most; default 4096, at most 65,536. */
+  cells?: number;
+  /** Bytes of a cell, rounded up to whole clusters; default: so that the disk fits the cells. */
+  cell_bytes?: number;
 }

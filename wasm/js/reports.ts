@@ -560,6 +560,19 @@ export type Inspected<N extends InspectName> = N extends "header" ? HeaderReport
   : N extends `bitmap-table:${number}` ? TableReport<BitmapTableEntry>
   : never;
 
+/** A part of the file that is one structure. */
+export interface Region {
+  structure: Structure;
+  /** What to call it. */
+  name: string;
+  host_offset: number;
+  length: number;
+  /** The guest byte that its beginning speaks for, or holds. */
+  guest_offset: number | null;
+  /** Its bytes can be shown field by field: {@link Image.fields}. */
+  has_fields: boolean;
+}
+
 /** A field of a structure, with the bytes of the file that hold it: what the hex pane colours. */
 export interface Field {
   /** First byte in the file. */
@@ -567,7 +580,7 @@ export interface Field {
   length: number;
   /** The structure that it is part of. */
   structure: Structure;
-  /** The name in the specification: `l1_table_offset`, `entry 5`, `name`, ... */
+  /** The name in the specification, or the place in the table: `l1_table_offset`, `[5]`, `snapshot 0: name`, ... */
   name: string;
   /** The bytes as a number, where they are one (at most 8 bytes); null for texts and data. */
   raw: bigint | null;
@@ -575,4 +588,13 @@ export interface Field {
   meaning: string;
   /** What is wrong with it; empty where nothing is. */
   fault: string;
+  /** Where it leads, if that is within the file. */
+  target: Region | null;
+}
+
+/** Fields in the order of the file. */
+export interface FieldList {
+  fields: Field[];
+  /** Byte of the file to go on from, if the list was cut. */
+  next: number | null;
 }
