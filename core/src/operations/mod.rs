@@ -8,6 +8,7 @@
 //! | [`mod@delta`] | what an incremental backup has to take: the four-state map |
 //! | [`info`] | what an image says of itself |
 //! | [`lab`] | replays a workload under several policies and compares what became of the image |
+//! | [`mod@partitions`] | the partition table of the guest disk |
 //! | [`repair`] | plans what would make a broken image sound, and carries it out |
 //! | [`walk`](mod@walk) | visits every reference to a host range; the one walk that the others stand on |
 //! | [`analyze`](mod@analyze) | where the space of an image went, and how it lies |
@@ -21,6 +22,7 @@ pub mod info;
 pub mod inspect;
 pub mod lab;
 pub mod measure;
+pub mod partitions;
 pub mod repair;
 mod tables;
 pub mod walk;
@@ -29,6 +31,7 @@ pub use analyze::{Analysis, AnalyzeOptions, analyze};
 pub use audit::{Audit, AuditOptions, audit, audit_start};
 pub use check::{CheckReport, check};
 pub use inspect::{Inspector, inspect_guest};
+pub use partitions::{Partition, PartitionScheme, PartitionTable, partitions};
 pub use repair::{RepairLevel, RepairOptions, RepairPlan};
 pub use tables::read_bitmaps;
 pub use walk::{Walk, walk};
