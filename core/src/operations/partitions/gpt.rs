@@ -34,7 +34,8 @@ pub(super) fn table(disk: &mut Disk<'_>) -> Result<(Option<PartitionTable>, Vec<
         }
     }
     for block_size in BLOCK_SIZES {
-        let last = (disk.length / block_size.to_u64()).saturating_sub(1).saturating_mul(block_size.to_u64());
+        let blocks = disk.length.checked_div(block_size.to_u64()).unwrap_or(0);
+        let last = blocks.saturating_sub(1).saturating_mul(block_size.to_u64());
         match header(disk, last, block_size)? {
             Ok(found) => {
                 if faults.is_empty() {
