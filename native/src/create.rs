@@ -64,25 +64,37 @@ impl NewImage {
     /// As [`NewImage::validate`] (the file is not touched then); a file that cannot be made, is in use or is too small;
     /// no space.
     pub fn create(&self, path: impl AsRef<Path>, open: OpenOptions) -> Result<Disk> {
+        let (storage, data) = self.create_files(path)?;
+        match &self.format {
+            NewFormat::Raw(preallocation) => Disk::create_raw(storage, self.size, *preallocation),
+            NewFormat::Qcow2(options) => {
+                let image = match data {
+                    None => Image::create_with(storage, self.size, options, open)?,
+                    Some(data) => Image::create_with_data_file(storage, data, self.size, options, open)?,
+                };
+                Ok(Disk::Qcow2(Box::new(image)))
+            }
+        }
+    }
+
+    /// The first half of [`NewImage::create`]: the empty file of the image, and its data file, with their locks.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn create_files(&self, path: impl AsRef<Path>) -> Result<(FileStorage, Option<FileStorage>)> {
         self.validate()?;
         let path = path.as_ref();
         let storage = FileStorage::open(path, FileAccess::Create)?;
         storage.lock(lock_request(self.layer_format(), true))?;
         storage.set_barriers(self.durable);
         storage.clear().map_err(Error::from)?;
-        match &self.format {
-            NewFormat::Raw(preallocation) => Disk::create_raw(storage, self.size, *preallocation),
-            NewFormat::Qcow2(options) => {
-                let image = match &options.data_file {
-                    None => Image::create_with(storage, self.size, options, open)?,
-                    Some(name) => {
-                        let data = self.create_data_file(path, name, &storage)?;
-                        Image::create_with_data_file(storage, data, self.size, options, open)?
-                    }
-                };
-                Ok(Disk::Qcow2(Box::new(image)))
+        let data = match &self.format {
+            NewFormat::Qcow2(CreateOptions { data_file: Some(name), .. }) => {
+                Some(self.create_data_file(path, name, &storage)?)
             }
-        }
+            NewFormat::Qcow2(_) | NewFormat::Raw(_) => None,
+        };
+        Ok((storage, data))
     }
 
     /// Makes the data file where the image will look for it: its name is relative to the image, not to the current

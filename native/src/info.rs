@@ -4,7 +4,7 @@ use std::path::Path;
 
 use qcowkit_core::image::Image;
 use qcowkit_core::operations::info::ImageInfo;
-use qcowkit_core::storage::{ReadStorage, StorageError};
+use qcowkit_core::storage::{ReadStorage, Storage, StorageError};
 use serde::Serialize;
 
 use crate::file::FileStorage;
@@ -79,16 +79,44 @@ pub struct Nothing {}
 /// # Errors
 /// When tables of the image cannot be read, or the system does not tell the file's size.
 pub fn describe(image: &Image<FileStorage>) -> Result<FileImageInfo, qcowkit_core::Error> {
-    let file = file_info(image.storage())?;
+    describe_in(image, file_info(image.storage())?, image.storage().path())
+}
+
+/// As [`describe`], of an image that need not lie in a file: `file` tells of what it lies in, and names of backing
+/// files are relative to the folder of `place`.
+///
+/// # Errors
+/// When tables of the image cannot be read.
+pub fn describe_in<S: Storage>(
+    image: &Image<S>,
+    file: FileInfo,
+    place: &Path,
+) -> Result<FileImageInfo, qcowkit_core::Error> {
     let info = ImageInfo::read(image.header(), image.storage())?;
     let backing = info.backing_filename.as_deref();
     Ok(FileImageInfo {
         filename: file.filename.clone(),
         actual_size: file.actual_size,
-        full_backing_filename: backing.map(|name| full_name(image.storage().path(), name)),
+        full_backing_filename: backing.map(|name| full_name(place, name)),
         children: vec![Child { name: "file", info: file }],
         image: info,
     })
+}
+
+impl FileInfo {
+    /// Of bytes that are no file of this machine, under a name for people: all of them take space.
+    #[must_use]
+    pub fn of_bytes(name: String, length: u64) -> Self {
+        Self {
+            children: Vec::new(),
+            virtual_size: length.next_multiple_of(512),
+            filename: name,
+            format: "file",
+            actual_size: length,
+            format_specific: Some(FileSpecific { kind: "file", data: Nothing {} }),
+            dirty_flag: false,
+        }
+    }
 }
 
 /// A file, as a raw disk.

@@ -20,6 +20,7 @@
 //! | [`analyze`] | where the space of an image file went |
 //! | [`codec`] | compression by the reference libraries |
 //! | [`info`] | what an image in a file says of itself |
+//! | [`options`] | options under QEMU's names |
 //! | `cli` | the program `qcowkit`, with the feature `cli` |
 //! | [`error`] | the system's errors as the core's |
 //!
@@ -47,6 +48,7 @@ pub mod measure;
 #[cfg(all(feature = "fuse", target_os = "linux"))]
 pub mod mount;
 pub mod open;
+pub mod options;
 pub mod shared;
 pub mod status;
 pub mod trim;

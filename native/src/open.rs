@@ -117,19 +117,17 @@ pub fn open(path: impl AsRef<Path>, request: &OpenRequest) -> Result<Disk, OpenE
             {
                 (request.repaired)(path, &plan);
             }
-            let mut opener = FileOpener::new(&file, request);
-            opener.remember(&storage).map_err(top)?;
+            let mut opener = FileOpener::for_image(&storage, request).map_err(top)?;
             let identity = Some(file.display().to_string());
             let mut options = request.options.clone();
             options.ignore_missing_files |= request.alone;
             let opened = Image::open_with(storage, identity, options, &mut opener);
-            opened.map(|image| Disk::Qcow2(Box::new(image))).map_err(|error| {
-                // What fails in a chain fails in the file that was opened last.
-                let depth = error.site().depth.unwrap_or(0);
-                match opener.trail.get(depth.saturating_sub(1) as usize) {
-                    Some(failed) if depth > 0 => OpenError { image: path.into(), failed: failed.clone(), depth, error },
-                    _ => top(error),
+            opened.map(|image| Disk::Qcow2(Box::new(image))).map_err(|error| match opener.failed(&error) {
+                Some(failed) => {
+                    let depth = error.site().depth.unwrap_or(0);
+                    OpenError { image: path.into(), failed: failed.to_owned(), depth, error }
                 }
+                None => top(error),
             })
         }
     }
@@ -323,6 +321,23 @@ impl FileOpener {
             seen: BTreeSet::new(),
             trail: Vec::new(),
         }
+    }
+
+    /// The opener for the chain of an image that is open already, so that a chain that leads back to it is found.
+    ///
+    /// # Errors
+    /// When the system does not tell what the file is.
+    pub fn for_image(top: &FileStorage, request: &OpenRequest) -> Result<Self, Error> {
+        let mut opener = Self::new(top.path(), request);
+        opener.remember(top)?;
+        Ok(opener)
+    }
+
+    /// The file that failed, by the depth that the error tells: what fails in a chain fails in the file opened last.
+    #[must_use]
+    pub fn failed(&self, error: &Error) -> Option<&Path> {
+        let above = error.site().depth?.checked_sub(1)?;
+        self.trail.get(above as usize).map(PathBuf::as_path)
     }
 
     /// Notes a file; false if it was met before.

@@ -1,19 +1,19 @@
 //! Errors of the core become the exceptions of `qcowkit.errors`.
 
-use std::path::Path;
+use std::ffi::OsStr;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use qcowkit_core::storage::StorageErrorKind;
 use qcowkit_core::{Error, ErrorKind};
 
-/// The exception for `error`, which happened in the file at `path`.
-pub(crate) fn raised(py: Python<'_>, error: &Error, path: &Path) -> PyErr {
-    exception(py, error, path).unwrap_or_else(|instead| instead)
+/// The exception for `error`, which happened in what is called `name`.
+pub(crate) fn raised(py: Python<'_>, error: &Error, name: Option<&OsStr>) -> PyErr {
+    exception(py, error, name).unwrap_or_else(|instead| instead)
 }
 
 /// `Err` is what went wrong in making the exception.
-fn exception(py: Python<'_>, error: &Error, path: &Path) -> PyResult<PyErr> {
+fn exception(py: Python<'_>, error: &Error, name: Option<&OsStr>) -> PyResult<PyErr> {
     let (errno, message) = system_words(error).map_or((None, error.to_string()), |(errno, text)| (Some(errno), text));
     let site = error.site();
     let place = PyDict::new(py);
@@ -23,7 +23,7 @@ fn exception(py: Python<'_>, error: &Error, path: &Path) -> PyResult<PyErr> {
     place.set_item("index", site.index)?;
     place.set_item("depth", site.depth)?;
     let make = py.import("qcowkit.errors")?.getattr("_raised")?;
-    let made = make.call1((error.kind().code(), message, path.as_os_str(), errno, place))?;
+    let made = make.call1((error.kind().code(), message, name, errno, place))?;
     Ok(PyErr::from_value(made))
 }
 

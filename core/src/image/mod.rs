@@ -32,7 +32,7 @@ use alloc::vec::Vec;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Geometry, HeaderArea, HostCluster};
-use crate::metadata::Metadata;
+use crate::metadata::{DiscardPolicy, Metadata};
 use crate::storage::Storage;
 
 use encryption::Encryption;
@@ -200,6 +200,15 @@ impl<S: Storage> Image<S> {
     /// The options that the image was opened with.
     pub fn options(&self) -> &OpenOptions {
         &self.options
+    }
+
+    /// Has discards from now on do what `policy` says, and ask nothing of the host where `discard` is off. Gives what
+    /// held before.
+    pub fn set_discard_policy(&mut self, policy: DiscardPolicy, discard: bool) -> (DiscardPolicy, bool) {
+        self.metadata.set_pass_discard_other(policy.pass.other);
+        self.options.metadata.pass_discard_other = policy.pass.other;
+        let before = core::mem::replace(&mut self.options.policy, policy);
+        (before, core::mem::replace(&mut self.options.discard, discard))
     }
 
     /// The layer below, if the image has a backing file and it was opened.

@@ -182,6 +182,11 @@ impl Metadata {
         self.overlap = checks;
     }
 
+    /// Whether clusters of tables that moved are punched from now on.
+    pub(crate) fn set_pass_discard_other(&mut self, pass: bool) {
+        self.options.pass_discard_other = pass;
+    }
+
     /// The header and what follows it.
     pub(crate) fn header(&self) -> &HeaderArea {
         &self.header

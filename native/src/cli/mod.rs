@@ -2,22 +2,21 @@
 
 pub(crate) mod args;
 mod clock;
-mod create_options;
 mod failure;
 pub(crate) mod io;
 pub(crate) mod json;
 mod keys;
-pub(crate) mod options;
 mod output;
 mod personality;
 mod plan;
 mod progress;
-mod runtime;
 mod secrets;
 mod shell;
-pub(crate) mod size;
 mod snapshot_param;
 mod verbs;
+
+// Also for other wrappings than this one.
+pub(crate) use crate::options::{create as create_options, list as options, runtime, size};
 
 use std::ffi::OsString;
 use std::io::{BufWriter, IsTerminal, Write};

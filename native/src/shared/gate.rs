@@ -65,6 +65,14 @@ impl<M> Gate<M> {
         self.tickets.wait();
     }
 
+    /// The image alone: nobody else holds anything, since there is no other reference.
+    pub(crate) fn get_mut(&mut self) -> &mut M {
+        match self.image.get_mut() {
+            Ok(image) => image,
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+
     pub(crate) fn into_inner(self) -> M {
         match self.image.into_inner() {
             Ok(image) => image,

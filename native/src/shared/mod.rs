@@ -96,6 +96,21 @@ impl<S: Storage + Clone> SharedImage<S> {
             unpacked: Mutex::new(None),
         }
     }
+
+    /// Does something that needs the image itself: what is done with whole images, changes of its shape. Nobody reads or
+    /// writes meanwhile, as the exclusive reference says.
+    pub fn alone<R>(&mut self, does: impl FnOnce(&mut Image<S>) -> R) -> R {
+        // Every ticket was given back: what was released is of interest to nobody.
+        self.decide(|_| ());
+        let image = self.gate.get_mut();
+        let done = does(image);
+        self.mover = image.mover();
+        self.geometry = *image.geometry();
+        self.options = image.options().clone();
+        self.has_backing = image.header().backing_file.is_some();
+        *self.unpacked.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+        done
+    }
 }
 
 impl<S: Storage> SharedImage<S> {

@@ -1,14 +1,27 @@
 """Open, shape and heal qcow2 disk images.
 
 >>> import qcowkit
->>> with qcowkit.open("disk.qcow2") as image:  # doctest: +SKIP
+>>> with qcowkit.open("disk.qcow2") as image:
 ...     image.info()["virtual-size"]
 1073741824
 """
 
 from qcowkit import errors
-from qcowkit._image import Image, open  # noqa: A004
+from qcowkit._disk import GuestDisk
+from qcowkit._image import Image
+from qcowkit._open import BackingRef, KeyRequest, open  # noqa: A004
 from qcowkit._qcowkit import __version__
 from qcowkit.errors import QcowError
+from qcowkit.policy import DiscardPolicy
 
-__all__ = ["Image", "QcowError", "__version__", "errors", "open"]
+__all__ = [
+    "BackingRef",
+    "DiscardPolicy",
+    "GuestDisk",
+    "Image",
+    "KeyRequest",
+    "QcowError",
+    "__version__",
+    "errors",
+    "open",
+]

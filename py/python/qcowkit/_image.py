@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from types import TracebackType
 from typing import Any
 
-from qcowkit import _qcowkit
+from qcowkit._bytes import GuestBytes
 
-__all__ = ["Image", "open"]
+__all__ = ["Image"]
 
 
-class Image:
-    """An open qcow2 image; made by :func:`qcowkit.open`.
+class Image(GuestBytes):
+    """An open qcow2 image; made by :func:`qcowkit.open` and :func:`qcowkit.create`.
 
     Closing is explicit: by `close()`, or by `with`. Methods of a closed image raise `ValueError`, as those of Python's
-    files do. An image may be used from several threads; their calls wait for each other, and other threads of the
-    program go on meanwhile.
+    files do. An image may be used from several threads: guest bytes are read and written side by side, everything else
+    waits for its turn, and other threads of the program go on meanwhile.
     """
-
-    def __init__(self, handle: _qcowkit.Image) -> None:
-        self._handle = handle
-
-    @property
-    def path(self) -> str:
-        """The name that the image was opened by."""
-        return os.fspath(self._handle.path)
-
-    @property
-    def closed(self) -> bool:
-        """Whether the image is closed."""
-        return self._handle.closed
 
     def info(self) -> dict[str, Any]:
         """What the image says of itself: the object that `qcowkit info --output=json` prints.
@@ -40,40 +25,27 @@ class Image:
         Raises:
             qcowkit.errors.CorruptImageError: a table that has to be read makes no sense.
             ValueError: the image is closed.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.info()["virtual-size"]
+        1073741824
         """
         info: dict[str, Any] = self._handle.info()
         return info
 
-    def close(self) -> None:
-        """Make everything durable and give the file back. Closing again does nothing."""
-        self._handle.close()
+    def view(self, snapshot: str) -> Image:
+        """The disk as it was when an internal snapshot was taken: an image of its own, read-only.
 
-    def __enter__(self) -> Image:
-        if self.closed:
-            raise ValueError("the image is closed")
-        return self
+        It is to be closed before this image deletes snapshots or changes its shape.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+        Args:
+            snapshot: its ID or name.
 
-    def __repr__(self) -> str:
-        state = " closed" if self.closed else ""
-        return f"<qcowkit.Image {self.path!r}{state}>"
+        Raises:
+            qcowkit.errors.InvalidArgumentError: there is no such snapshot.
 
-
-def open(path: str | os.PathLike[str]) -> Image:  # noqa: A001
-    """Open the qcow2 image at `path`, to look at it. Nothing is written, and no file that the image names is opened.
-
-    Raises:
-        FileNotFoundError: there is no such file; other `OSError`s as the system says.
-        qcowkit.errors.NotQcow2Error: the file is no qcow2 image.
-        qcowkit.errors.CorruptImageError: the header contradicts itself.
-        qcowkit.errors.UnsupportedError: the image uses features that are not known; they are named.
-        qcowkit.errors.LockedError: another process writes to it, a running virtual machine for example.
-    """
-    return Image(_qcowkit.Image(path))
+        >>> with qcowkit.open("disk.qcow2") as image, image.view("before") as before:
+        ...     before.read(1 << 20, 5)
+        b'earli'
+        """
+        return Image(self._handle.view(snapshot))

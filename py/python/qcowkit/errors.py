@@ -3,6 +3,7 @@
 Every exception says what (`strerror`), in which file (`filename`) and where: `structure` names the structure of the
 format, `host_offset` is the byte position in the image file, `guest_offset` the one in the virtual disk, `index` the
 entry within the structure, `depth` the distance from the top of the backing chain. What does not apply is `None`.
+`hint` says what to do about it.
 
 What the operating system refuses is raised as Python's own exception (`FileNotFoundError`, `PermissionError`, ...), so
 `except OSError` catches everything and `except QcowError` what is about qcow2.
@@ -38,6 +39,8 @@ class QcowError(OSError):
 
     #: The kind's name, the same in Rust and JavaScript.
     code: ClassVar[str] = ""
+    #: What to do about it, where there is something to be done; also a note of the exception.
+    hint: ClassVar[str | None] = None
     _errno: ClassVar[int] = _errno.EIO
 
     structure: str | None
@@ -89,6 +92,7 @@ class CorruptImageError(QcowError):
     """The image contradicts its specification or itself."""
 
     code = "corrupt"
+    hint = "Image.check() tells all that is wrong, and what a repair would do"
 
 
 class UnsupportedError(QcowError):
@@ -102,6 +106,7 @@ class EncryptedError(QcowError):
     """The guest data is encrypted and no key was given."""
 
     code = "encrypted"
+    hint = "open it with key="
     _errno = _errno.EACCES
 
 
@@ -109,6 +114,7 @@ class WrongKeyError(QcowError):
     """None of the keys that were given opens the image."""
 
     code = "wrong_key"
+    hint = "open it with another key=, or without one to look at all that is not encrypted"
     _errno = _errno.EACCES
 
 
@@ -116,6 +122,7 @@ class DeniedError(QcowError):
     """The image names a file that this call may not open."""
 
     code = "denied"
+    hint = "open it with backing='same-dir', backing='follow' (images that are trusted), or a function that decides"
     _errno = _errno.EACCES
 
 
@@ -130,6 +137,7 @@ class OutOfRangeError(QcowError, ValueError):
     """A guest range reaches beyond the end of the virtual disk."""
 
     code = "out_of_range"
+    hint = "Image.size is where the disk ends; Image.resize() moves the end"
     _errno = _errno.EINVAL
 
 
@@ -137,6 +145,7 @@ class ReadOnlyError(QcowError):
     """A write was asked of an image that is open read-only."""
 
     code = "read_only"
+    hint = "open it with mode 'r+', or 'scratch' to change it in memory"
     _errno = _errno.EROFS
 
 
@@ -144,6 +153,7 @@ class LockedError(QcowError):
     """Another process holds the image."""
 
     code = "locked"
+    hint = "wait until the other is done; lock=False looks at an image in use"
     _errno = _errno.EAGAIN
 
 
@@ -158,6 +168,7 @@ class NoSpaceError(QcowError):
     """The storage or the format has no room left."""
 
     code = "no_space"
+    hint = "make room and try again: what was written before is there"
     _errno = _errno.ENOSPC
 
 
@@ -171,6 +182,7 @@ class PoisonedError(QcowError):
     """An earlier failure left the image unsure: only closing is possible now."""
 
     code = "poisoned"
+    hint = "close the image and open it again: what was flushed before the failure is there"
 
 
 _BY_CODE: dict[str, type[QcowError]] = {kind.code: kind for kind in QcowError.__subclasses__()}
@@ -180,7 +192,11 @@ def _raised(code: str, message: str, filename: str | None, errno: int | None, si
     """The exception for an error of the core; called by the extension module alone."""
     if errno is not None:
         return OSError(errno, message, filename)
-    return _BY_CODE.get(code, QcowError)(message, filename, **site)
+    kind = _BY_CODE.get(code, QcowError)
+    error = kind(message, filename, **site)
+    if kind.hint is not None:
+        error.add_note(kind.hint)
+    return error
 
 
 def _rebuild(kind: type[QcowError], message: str, filename: str | None, state: dict[str, Any]) -> QcowError:

@@ -2,7 +2,7 @@
 
 /// A list is not well formed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct InvalidList(pub String);
+pub struct InvalidList(pub String);
 
 impl std::fmt::Display for InvalidList {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -12,9 +12,9 @@ impl std::fmt::Display for InvalidList {
 
 /// Key and value pairs in the order given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct OptionList {
+pub struct OptionList {
     /// The pairs.
-    pub(crate) entries: Vec<(String, String)>,
+    pub entries: Vec<(String, String)>,
 }
 
 impl OptionList {
@@ -22,7 +22,7 @@ impl OptionList {
     ///
     /// # Errors
     /// When a list begins or ends with a single comma.
-    pub(crate) fn parse<S: AsRef<str>>(lists: &[S]) -> Result<Self, InvalidList> {
+    pub fn parse<S: AsRef<str>>(lists: &[S]) -> Result<Self, InvalidList> {
         let mut entries = Vec::new();
         for list in lists {
             let list = list.as_ref();
@@ -39,7 +39,7 @@ impl OptionList {
 
     /// Whether help was asked for.
     #[must_use]
-    pub(crate) fn wants_help(&self) -> bool {
+    pub fn wants_help(&self) -> bool {
         self.entries.iter().any(|(key, value)| (key == "help" || key == "?") && value == "on")
     }
 }
@@ -79,7 +79,7 @@ fn pair(entry: &str) -> (String, String) {
 ///
 /// # Errors
 /// With QEMU's words.
-pub(crate) fn boolean(key: &str, value: &str) -> Result<bool, String> {
+pub fn boolean(key: &str, value: &str) -> Result<bool, String> {
     match value {
         "on" | "yes" | "true" | "y" => Ok(true),
         "off" | "no" | "false" | "n" => Ok(false),
@@ -91,7 +91,7 @@ pub(crate) fn boolean(key: &str, value: &str) -> Result<bool, String> {
 ///
 /// # Errors
 /// With QEMU's words.
-pub(crate) fn size(key: &str, value: &str) -> Result<u64, String> {
+pub fn size(key: &str, value: &str) -> Result<u64, String> {
     super::size::parse(value).map_err(|error| match error {
         super::size::SizeError::OutOfRange => format!("Value '{value}' is out of range for parameter '{key}'"),
         super::size::SizeError::NotANumber => format!(
@@ -105,13 +105,13 @@ pub(crate) fn size(key: &str, value: &str) -> Result<u64, String> {
 ///
 /// # Errors
 /// With QEMU's words.
-pub(crate) fn number(key: &str, value: &str) -> Result<u64, String> {
+pub fn number(key: &str, value: &str) -> Result<u64, String> {
     c_number(value).ok_or_else(|| format!("Parameter '{key}' expects a number"))
 }
 
 /// A number as C's `strtol` with base 0 reads it, with nothing after it.
 #[must_use]
-pub(crate) fn c_number(text: &str) -> Option<u64> {
+pub fn c_number(text: &str) -> Option<u64> {
     let text = text.strip_prefix('+').unwrap_or(text);
     if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         return u64::from_str_radix(hex, 16).ok().filter(|_| !hex.starts_with('+'));

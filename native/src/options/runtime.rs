@@ -3,13 +3,13 @@
 use qcowkit_core::image::{DetectZeroes, OpenOptions};
 use qcowkit_core::metadata::{AllocationPolicy, OverlapChecks, RetainedOp, Unref};
 
-use super::options::{boolean, size};
+use super::list::{boolean, size};
 
 /// Sets one option.
 ///
 /// # Errors
 /// An option that does not exist, or is not supported; a value that it does not take.
-pub(crate) fn set(options: &mut OpenOptions, key: &str, value: &str) -> Result<(), String> {
+pub fn set(options: &mut OpenOptions, key: &str, value: &str) -> Result<(), String> {
     let wrong = || Err(format!("Parameter '{key}' does not accept value '{value}'"));
     match key {
         "read-only" => options.read_only = boolean(key, value)?,
@@ -102,7 +102,7 @@ fn set_own(options: &mut OpenOptions, key: &str, value: &str) -> Result<(), Stri
 ///
 /// # Errors
 /// Another word.
-pub(crate) fn discard_mode(value: &str) -> Result<bool, String> {
+pub fn discard_mode(value: &str) -> Result<bool, String> {
     match value {
         "unmap" | "on" => Ok(true),
         "ignore" | "off" => Ok(false),

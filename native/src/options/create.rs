@@ -8,7 +8,7 @@ use qcowkit_core::codec::CompressionType;
 use qcowkit_core::crypto::{CipherAlgorithm, CipherMode, HashAlgorithm, VectorGenerator};
 use qcowkit_core::image::{CreateOptions, LayerFormat, Preallocation};
 
-use super::options::{OptionList, boolean, number, size};
+use super::list::{OptionList, boolean, number, size};
 use crate::create::{NewFormat, NewImage};
 use crate::keys::LuksOptions;
 
@@ -91,12 +91,12 @@ fn options_of(format: LayerFormat) -> impl Iterator<Item = &'static Known> {
 }
 
 /// Whether a qcow2 image has an option of this name when it is made.
-pub(crate) fn is_known(key: &str) -> bool {
+pub fn is_known(key: &str) -> bool {
     options_of(LayerFormat::Qcow2).any(|option| option.name == key)
 }
 
 /// The text of `-o help`. Without a file name, the options of the file system below are left out, as in qemu-img.
-pub(crate) fn help(format: LayerFormat, with_file: bool) -> String {
+pub fn help(format: LayerFormat, with_file: bool) -> String {
     let name = format_name(format);
     let mut text = if with_file { "Supported options:\n".to_owned() } else { format!("Supported {name} options:\n") };
     for option in options_of(format) {
@@ -122,7 +122,7 @@ pub(crate) fn help(format: LayerFormat, with_file: bool) -> String {
 }
 
 /// A format as `-f` names it.
-pub(crate) const fn format_name(format: LayerFormat) -> &'static str {
+pub const fn format_name(format: LayerFormat) -> &'static str {
     match format {
         LayerFormat::Raw => "raw",
         LayerFormat::Qcow2 => "qcow2",
@@ -131,16 +131,16 @@ pub(crate) const fn format_name(format: LayerFormat) -> &'static str {
 
 /// How guest data of a new image are to be encrypted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct WantedEncryption {
+pub struct WantedEncryption {
     /// The volume.
-    pub(crate) luks: LuksOptions,
+    pub luks: LuksOptions,
     /// The name of its key.
-    pub(crate) key_secret: Option<String>,
+    pub key_secret: Option<String>,
 }
 
 /// The options of a new image, checked one by one.
 #[derive(Debug, Clone)]
-pub(crate) struct ImageOptions {
+pub struct ImageOptions {
     format: LayerFormat,
     /// Name and value as they are printed; later ones replace earlier ones.
     given: Vec<(&'static Known, String)>,
@@ -158,7 +158,7 @@ impl ImageOptions {
     /// # Errors
     /// An option that the format does not have, or a value that it does not take, in QEMU's words; an option that
     /// qcowkit does not support.
-    pub(crate) fn parse(format: LayerFormat, list: &OptionList) -> Result<Self, String> {
+    pub fn parse(format: LayerFormat, list: &OptionList) -> Result<Self, String> {
         let mut options = Self { format, given: Vec::new() };
         for (key, value) in &list.entries {
             options.set(key, value)?;
@@ -170,7 +170,7 @@ impl ImageOptions {
     ///
     /// # Errors
     /// As [`ImageOptions::parse`].
-    pub(crate) fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+    pub fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
         let Some(option) = options_of(self.format).find(|option| option.name == key) else {
             return Err(format!("Invalid parameter '{key}'"));
         };
@@ -193,7 +193,7 @@ impl ImageOptions {
     }
 
     /// The value of an option as it was written.
-    pub(crate) fn text(&self, key: &str) -> Option<String> {
+    pub fn text(&self, key: &str) -> Option<String> {
         self.given.iter().find(|(option, _)| option.name == key).map(|(option, printed)| match option.kind {
             Kind::Text => printed.replace(",,", ","),
             Kind::Size | Kind::Number | Kind::Boolean => printed.clone(),
@@ -201,12 +201,12 @@ impl ImageOptions {
     }
 
     /// The virtual size, if it is among the options.
-    pub(crate) fn size(&self) -> Option<u64> {
+    pub fn size(&self) -> Option<u64> {
         self.text("size").and_then(|text| text.parse().ok())
     }
 
     /// The line that `create` prints.
-    pub(crate) fn line(&self, file: &str, virtual_size: u64) -> String {
+    pub fn line(&self, file: &str, virtual_size: u64) -> String {
         const DEFAULTS: [(&str, &str); 5] = [
             ("cluster_size", "65536"),
             ("extended_l2", "off"),
@@ -238,7 +238,7 @@ impl ImageOptions {
     ///
     /// # Errors
     /// A value that is none of those an option takes, in QEMU's words.
-    pub(crate) fn new_image(&self, virtual_size: u64) -> Result<NewImage, String> {
+    pub fn new_image(&self, virtual_size: u64) -> Result<NewImage, String> {
         let preallocation = match self.text("preallocation").as_deref() {
             None | Some("off") => Preallocation::Off,
             Some("metadata") if self.format == LayerFormat::Raw => {
@@ -260,7 +260,7 @@ impl ImageOptions {
     ///
     /// # Errors
     /// Words that are not known, in QEMU's words; QEMU's AES of old, which is not made any more.
-    pub(crate) fn encryption(&self) -> Result<Option<WantedEncryption>, String> {
+    pub fn encryption(&self) -> Result<Option<WantedEncryption>, String> {
         let text = |key: &str| self.text(&format!("encrypt.{key}"));
         let on = self.text("encryption").is_some_and(|value| boolean("encryption", &value).unwrap_or(false));
         match (text("format").as_deref(), on) {

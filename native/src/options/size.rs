@@ -2,7 +2,7 @@
 
 /// Why a text is not a size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SizeError {
+pub enum SizeError {
     /// Not a number, or something follows it.
     NotANumber,
     /// More than 2^64 - 1 bytes, or negative.
@@ -13,7 +13,7 @@ pub(crate) enum SizeError {
 ///
 /// # Errors
 /// When the text is something else, a fraction of a byte, or beyond 64 bits.
-pub(crate) fn parse(text: &str) -> Result<u64, SizeError> {
+pub fn parse(text: &str) -> Result<u64, SizeError> {
     let text = text.trim_start_matches([' ', '\t', '\n']);
     if let Some(rest) = text.strip_prefix('-') {
         return Err(if rest.starts_with(|c: char| c.is_ascii_digit()) {
@@ -76,7 +76,7 @@ const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
 /// A size as `qemu-img info` prints it: three significant digits, `1.5 GiB`; from 1000 on the next unit (`0.977 MiB`).
 #[must_use]
-pub(crate) fn human(bytes: u64) -> String {
+pub fn human(bytes: u64) -> String {
     let mut index = 0;
     let mut value = bytes as f64;
     while value >= 1000.0 && index + 1 < UNITS.len() {
@@ -106,7 +106,7 @@ fn trim_zeros(text: &str) -> &str {
 }
 
 /// A size as `qemu-io` prints it: `64 KiB`, `1.062 MiB`, `32 bytes`, `52.175654 bytes`. `value` is in bytes.
-pub(crate) fn write_io_size(into: &mut impl std::io::Write, value: f64) -> std::io::Result<()> {
+pub fn write_io_size(into: &mut impl std::io::Write, value: f64) -> std::io::Result<()> {
     const SCALES: [(f64, &str); 6] = [
         ((1u64 << 60) as f64, "EiB"),
         ((1u64 << 50) as f64, "PiB"),
@@ -128,7 +128,7 @@ pub(crate) fn write_io_size(into: &mut impl std::io::Write, value: f64) -> std::
 }
 
 /// [`write_io_size`] of something measured: faster, and not exact to the last digit.
-pub(crate) fn write_io_rate(into: &mut impl std::io::Write, value: f64) -> std::io::Result<()> {
+pub fn write_io_rate(into: &mut impl std::io::Write, value: f64) -> std::io::Result<()> {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     let mut scaled = value / 1024.0;
     let mut unit = 0;
@@ -144,7 +144,7 @@ pub(crate) fn write_io_rate(into: &mut impl std::io::Write, value: f64) -> std::
 }
 
 /// A number with as many decimals as `UNIT` has zeros.
-pub(crate) fn write_decimals<const UNIT: u64>(into: &mut impl std::io::Write, value: f64) -> std::io::Result<()> {
+pub fn write_decimals<const UNIT: u64>(into: &mut impl std::io::Write, value: f64) -> std::io::Result<()> {
     let parts = (value * UNIT as f64).round() as u64;
     let width = UNIT.ilog10() as usize;
     write!(into, "{}.{:0width$}", parts / UNIT, parts % UNIT)
@@ -152,7 +152,7 @@ pub(crate) fn write_decimals<const UNIT: u64>(into: &mut impl std::io::Write, va
 
 /// [`write_io_size`] as a string.
 #[must_use]
-pub(crate) fn io_size(bytes: u64) -> String {
+pub fn io_size(bytes: u64) -> String {
     let mut text = Vec::new();
     // Writing to a vector does not fail.
     let _ = write_io_size(&mut text, bytes as f64);

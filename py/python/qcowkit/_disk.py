@@ -1,0 +1,149 @@
+"""A guest disk, or a part of one, as a file object."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import TYPE_CHECKING
+
+from qcowkit import _qcowkit
+from qcowkit.errors import NoSpaceError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["GuestDisk"]
+
+
+class GuestDisk(io.RawIOBase):
+    """The bytes of a virtual disk, or of a range of it, as an unbuffered binary file.
+
+    Made by `Image.disk()` and `Partition.disk()`. Its length is fixed; it ends with the image: after `Image.close()`
+    all calls raise `ValueError`. One object has one position: threads use one each.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     disk = image.disk()
+    ...     disk.seek(-1, 2), disk.read(10), disk.size
+    (1073741823, b'\\x00', 1073741824)
+    """
+
+    def __init__(self, handle: _qcowkit.Image, start: int = 0, size: int | None = None) -> None:
+        self._image = handle
+        self._start = start
+        self._size = size
+        self._position = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the disk, or of the range."""
+        return self._image.size - self._start if self._size is None else self._size
+
+    @property
+    def mode(self) -> str:
+        """ "rb", or "rb+" where it can be written."""
+        return "rb+" if self.writable() else "rb"
+
+    def readable(self) -> bool:
+        """It is."""
+        self._refuse_closed()
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        self._refuse_closed()
+        return True
+
+    def writable(self) -> bool:
+        """Whether the image was opened to be changed."""
+        self._refuse_closed()
+        return self._image.mode != "r"
+
+    def tell(self) -> int:
+        """The position, in bytes."""
+        self._refuse_closed()
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Goes to a position: from the begin (0), from the present one (1), or from the end (2).
+
+        It may lie behind the end; there is nothing to read there.
+
+        Raises:
+            ValueError: a position before the begin.
+        """
+        self._refuse_closed()
+        if whence == os.SEEK_SET:
+            base = 0
+        elif whence == os.SEEK_CUR:
+            base = self._position
+        elif whence == os.SEEK_END:
+            base = self.size
+        else:
+            raise ValueError(f"whence is 0, 1 or 2, not {whence}")
+        position = base + offset
+        if position < 0:
+            raise ValueError(f"negative seek position {position}")
+        self._position = position
+        return position
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Fills a buffer from the position on, and gives how many bytes were there: 0 at the end.
+
+        Raises: as `Image.read`.
+        """
+        self._refuse_closed()
+        view = memoryview(buffer).cast("B")
+        count = self._room(len(view))
+        self._image.readinto(self._start + self._position, view[:count])
+        self._position += count
+        return count
+
+    def write(self, data: Buffer, /) -> int:
+        """Writes at the position, and gives how many bytes that were: fewer where the disk ends.
+
+        Raises:
+            qcowkit.errors.NoSpaceError: the position is at the end already: disks do not grow by being written.
+            OSError: as `Image.write`.
+        """
+        if not self.writable():
+            raise io.UnsupportedOperation("the image was opened to read it: mode 'r+' or 'scratch' changes it")
+        view = memoryview(data).cast("B")
+        count = self._room(len(view))
+        if count == 0 < len(view):
+            raise NoSpaceError(f"the disk ends at {self.size} bytes: Image.resize() makes it larger", self._image.name)
+        self._image.write(self._start + self._position, view[:count])
+        self._position += count
+        return count
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Refused, unless the size is what it is: `Image.resize` changes it.
+
+        Raises:
+            io.UnsupportedOperation: another size.
+        """
+        self._refuse_closed()
+        wanted = self._position if size is None else size
+        if wanted != self.size:
+            raise io.UnsupportedOperation("a guest disk has a fixed size: Image.resize() changes it")
+        return wanted
+
+    def flush(self) -> None:
+        """Makes durable what was written."""
+        super().flush()
+        if not self._image.closed and self._image.mode != "r":
+            self._image.flush()
+
+    def _room(self, wanted: int) -> int:
+        """How many bytes there are from the position on, at most so many."""
+        return min(wanted, max(self.size - self._position, 0))
+
+    def _refuse_closed(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+        if self._image.closed:
+            raise ValueError("the image is closed")
+
+    def __repr__(self) -> str:
+        name = "in memory" if self._image.name is None else repr(self._image.name)
+        part = "" if self._start == 0 and self._size is None else f" at {self._start}"
+        return f"<qcowkit.GuestDisk of {name}{part}>"

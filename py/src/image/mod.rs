@@ -1,0 +1,239 @@
+//! The handle of an open image. Its methods stand in files by subject.
+
+mod bytes;
+mod look;
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use qcowkit::shared::SharedImage;
+use qcowkit_core::format::Name;
+use qcowkit_core::image::{LayerFormat, SnapshotSelector};
+use qcowkit_core::{Error, ErrorKind, Result};
+
+use crate::opening::{Mode, OpenFailure, Opening, Source, StoreImage, refuse_read_only};
+use crate::storage::Store;
+use crate::{calls, error, opening};
+
+/// An open image; empty once it is closed.
+///
+/// Guest bytes are read and written by many threads at once ([`SharedImage`]: its own lock is held to decide where bytes
+/// are and where they go, not while they move). Everything else has the image alone: `state` is locked for reading by the
+/// former and for writing by the latter.
+#[pyclass(frozen, module = "qcowkit._qcowkit")]
+pub(crate) struct Image {
+    /// What messages call it; nothing for bytes.
+    name: Option<OsString>,
+    path: Option<PathBuf>,
+    opening: Arc<Opening>,
+    state: RwLock<Option<Open>>,
+    /// Views of snapshots count themselves by their clones of this.
+    views: Arc<()>,
+}
+
+struct Open {
+    image: SharedImage<Store>,
+    /// A view is counted by the image that it is a view of, as long as it is open.
+    _view_of: Option<Arc<()>>,
+}
+
+#[pymethods]
+impl Image {
+    /// Opens an image.
+    #[new]
+    #[pyo3(signature = (source, mode="r", *, backing, key=None, lock=true, snapshot=None, options=Vec::new()))]
+    fn new(
+        py: Python<'_>,
+        source: &Bound<'_, PyAny>,
+        mode: &str,
+        backing: &Bound<'_, PyAny>,
+        key: Option<&Bound<'_, PyAny>>,
+        lock: bool,
+        snapshot: Option<String>,
+        options: Vec<(String, String)>,
+    ) -> PyResult<Self> {
+        let refused = |why: Error| error::raised(py, &why, None);
+        let mode = Mode::parse(mode).map_err(refused)?;
+        let opening = Opening::new(mode, backing, key, lock, &options)?.map_err(refused)?;
+        if mode == Mode::Write && snapshot.is_some() {
+            return Err(refused(Error::invalid("a snapshot is only read: mode 'r'")));
+        }
+        let source = Source::new(source, mode == Mode::Write)?;
+        let name = source.name();
+        let selector = snapshot.map(|text| SnapshotSelector::IdOrName(Name::new(text.into_bytes())));
+        Self::opened(py, name, opening, |opening| {
+            let store = source.open(opening.mode, LayerFormat::Qcow2, opening.lock)?;
+            if opening.mode == Mode::Write {
+                refuse_read_only(&store)?;
+            }
+            opening.open(opening.stored(store)?, selector)
+        })
+    }
+
+    /// The name that the image was opened by, if it lies in a file.
+    #[getter]
+    fn path(&self) -> Option<&PathBuf> {
+        self.path.as_ref()
+    }
+
+    /// What messages call the image.
+    #[getter]
+    fn name(&self) -> Option<&OsStr> {
+        self.name.as_deref()
+    }
+
+    /// "r", "r+" or "scratch".
+    #[getter]
+    fn mode(&self) -> &'static str {
+        self.opening.mode.name()
+    }
+
+    /// Whether the image is closed.
+    #[getter]
+    fn closed(&self, py: Python<'_>) -> bool {
+        py.detach(|| self.sharing().is_none())
+    }
+
+    /// The view of a snapshot, read-only. Neither may the image delete the snapshot while the view is open, nor change its
+    /// shape.
+    fn view(&self, py: Python<'_>, snapshot: String) -> PyResult<Self> {
+        let selector = SnapshotSelector::IdOrName(Name::new(snapshot.into_bytes()));
+        let store = self.change(py, |image| {
+            image.flush()?;
+            Ok(image.storage().clone())
+        })?;
+        let opening = Opening {
+            mode: Mode::Read,
+            names: match &self.opening.names {
+                opening::Names::Deny => opening::Names::Deny,
+                opening::Names::Files(policy) => opening::Names::Files(*policy),
+                opening::Names::Ask(function) => opening::Names::Ask(function.clone_ref(py)),
+            },
+            lock: self.opening.lock,
+            options: self.opening.options.clone().read_only(),
+        };
+        let mut view = Self::opened(py, self.name.clone(), opening, |opening| opening.open(store, Some(selector)))?;
+        if let Some(open) = view.state.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            open._view_of = Some(Arc::clone(&self.views));
+        }
+        Ok(view)
+    }
+
+    /// Closes the image; again is allowed.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let close = || self.having().take().map_or(Ok(()), |open| open.image.close().map(drop));
+        let closed = calls::run(py, self.address(), false, close, Result::is_err)?;
+        closed.map_err(|why| self.raised(py, &why))
+    }
+}
+
+impl Image {
+    /// Opens an image without the GIL, and makes its handle.
+    pub(crate) fn opened(
+        py: Python<'_>,
+        name: Option<OsString>,
+        opening: Opening,
+        open: impl FnOnce(&Opening) -> Result<StoreImage, OpenFailure> + Send,
+    ) -> PyResult<Self> {
+        let reading = opening.mode != Mode::Write;
+        let image = calls::run(py, 0, reading, || open(&opening), Result::is_err)?;
+        let image = image.map_err(|failure| {
+            let name = failure.file.as_deref().or(name.as_deref());
+            error::raised(py, &failure.error, name)
+        })?;
+        Ok(Self {
+            name,
+            path: opening::path_of(image.storage()),
+            opening: Arc::new(opening),
+            state: RwLock::new(Some(Open { image: SharedImage::new(image), _view_of: None })),
+            views: Arc::new(()),
+        })
+    }
+
+    /// Reads or writes guest bytes, beside other threads that do. With `reading`, Ctrl-C ends it at the next read.
+    pub(crate) fn share<T: Send>(
+        &self,
+        py: Python<'_>,
+        reading: bool,
+        does: impl FnOnce(&SharedImage<Store>) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        let shared = || self.sharing().as_ref().map(|open| does(&open.image));
+        let done = calls::run(py, self.address(), reading, shared, |done| matches!(done, Some(Err(_))))?;
+        self.unless_closed(py, done)
+    }
+
+    /// Has the image alone, to look at it. Ctrl-C ends it at the next read of the storage.
+    pub(crate) fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        does: impl FnOnce(&mut StoreImage) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        self.alone(py, true, does)
+    }
+
+    /// Has the image alone, to change it. Ctrl-C is heard at [`calls::checkpoint`] and by [`calls::Progress`] alone.
+    pub(crate) fn change<T: Send>(
+        &self,
+        py: Python<'_>,
+        does: impl FnOnce(&mut StoreImage) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        self.alone(py, false, does)
+    }
+
+    fn alone<T: Send>(
+        &self,
+        py: Python<'_>,
+        reading: bool,
+        does: impl FnOnce(&mut StoreImage) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        let alone = || self.having().as_mut().map(|open| open.image.alone(does));
+        let done = calls::run(py, self.address(), reading, alone, |done| matches!(done, Some(Err(_))))?;
+        self.unless_closed(py, done)
+    }
+
+    /// How the image was opened.
+    pub(crate) fn opening(&self) -> &Opening {
+        &self.opening
+    }
+
+    /// Refuses what would take away from under views of snapshots what they show.
+    ///
+    /// # Errors
+    /// There is one.
+    pub(crate) fn refuse_views(&self, py: Python<'_>) -> PyResult<()> {
+        if Arc::strong_count(&self.views) > 1 {
+            let why = ErrorKind::Locked("a view of a snapshot of this image is open: close it first".into());
+            return Err(self.raised(py, &why.into()));
+        }
+        Ok(())
+    }
+
+    /// The exception for an error of this image.
+    pub(crate) fn raised(&self, py: Python<'_>, why: &Error) -> PyErr {
+        error::raised(py, why, self.name.as_deref())
+    }
+
+    fn unless_closed<T>(&self, py: Python<'_>, done: Option<Result<T>>) -> PyResult<T> {
+        match done {
+            None => Err(PyValueError::new_err("the image is closed")),
+            Some(result) => result.map_err(|why| self.raised(py, &why)),
+        }
+    }
+
+    /// What tells calls of this handle from calls of others.
+    fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    /// A thread that panicked while it held the lock left the image as unsure as any failure: the image knows itself.
+    fn sharing(&self) -> RwLockReadGuard<'_, Option<Open>> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn having(&self) -> RwLockWriteGuard<'_, Option<Open>> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
