@@ -1,6 +1,6 @@
 //! Any bytes as an image.
 
-use qcowkit_core::image::{Content, CreateOptions, Image, OpenOptions};
+use qcowkit_core::image::{Content, CreateOptions, Image, NewSnapshot, OpenOptions};
 use qcowkit_core::metadata::{AllocationPolicy, DiscardPolicy, MetadataOptions, Unref};
 use qcowkit_core::operations::analyze::{AnalyzeOptions, analyze};
 use qcowkit_core::operations::audit::{AuditOptions, audit};
@@ -138,5 +138,22 @@ pub(crate) fn sound() -> Vec<Vec<u8>> {
         image.discard(60_000, 2 * cluster_size.min(9000)).unwrap();
         image.close().unwrap().to_vec().unwrap()
     };
-    kinds.into_iter().map(make).collect()
+    let mut all: Vec<Vec<u8>> = kinds.into_iter().map(make).collect();
+    all.extend([(3, 9), (2, 10), (3, 12)].map(|(version, bits)| with_snapshot(version, 1 << bits)));
+    all
+}
+
+/// Clusters of a snapshot's own and shared ones, and from version 3 on a bitmap.
+fn with_snapshot(version: u32, cluster_size: u64) -> Vec<u8> {
+    let create = CreateOptions { version, cluster_size, ..CreateOptions::default() };
+    let mut image = Image::create(MemoryStorage::new(), 60 << 10, &create).unwrap();
+    image.write_at(0, &[1; 9000]).unwrap();
+    image.write_compressed(16_384, &[3; 4096]).unwrap();
+    image.create_snapshot(&NewSnapshot { name: "s".into(), ..NewSnapshot::default() }).unwrap();
+    image.write_at(1000, &[4; 3000]).unwrap();
+    if version > 2 {
+        image.add_bitmap("b", Some(4096)).unwrap();
+        image.write_at(30_000, &[5; 100]).unwrap();
+    }
+    image.close().unwrap().to_vec().unwrap()
 }

@@ -1,4 +1,5 @@
-//! `cargo xtask fuzz [TARGET...] [--seconds N]`: coverage-guided fuzzing of everything that takes bytes from strangers.
+//! `cargo xtask fuzz [TARGET...] [--seconds N] [--at-once N]`: coverage-guided fuzzing of everything that takes bytes from
+//! strangers.
 //!
 //! The targets are in `fuzz/`. They are built here with the compiler's own coverage instrumentation, so that neither
 //! cargo-fuzz nor a nightly toolchain is needed; the address sanitizer, which needs both, would find nothing in a core that
@@ -13,7 +14,8 @@ use crate::tally::Tally;
 use crate::test::Report;
 
 /// The targets of `fuzz/Cargo.toml`.
-const TARGETS: [&str; 7] = ["inspect", "read", "check", "operations", "abuse", "trace", "codec"];
+const TARGETS: [&str; 9] =
+    ["inspect", "read", "check", "operations", "abuse", "trace", "codec", "repair", "encryption"];
 /// Seconds for each target, unless others are asked for.
 const SECONDS: u64 = 60;
 /// Bytes of the longest input: images with clusters of 512 bytes are as small as that.
@@ -31,22 +33,21 @@ const AT_ONCE: usize = 2;
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Summary {
     executions: u64,
-    /// Edges of the program that some input reached.
+    /// Edges of the program that some input reached, of all that there are.
     coverage: u64,
+    edges: u64,
     inputs: u64,
 }
 
 /// The verb.
 pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
-    let mut seconds = SECONDS;
+    let (mut seconds, mut at_once) = (SECONDS, AT_ONCE);
     let mut chosen = Vec::new();
     let mut words = arguments.iter();
     while let Some(word) = words.next() {
         match word.as_str() {
-            "--seconds" => {
-                let number = words.next().and_then(|text| text.parse().ok());
-                seconds = number.ok_or_else(|| Failure::new("--seconds needs a number"))?;
-            }
+            "--seconds" => seconds = number(word, words.next())?,
+            "--at-once" => at_once = usize::try_from(number(word, words.next())?).unwrap_or(AT_ONCE).max(1),
             name if TARGETS.contains(&name) => chosen.push(name.to_owned()),
             other => return Err(Failure::new(format!("no target {other}; there are {}", TARGETS.join(", ")))),
         }
@@ -55,14 +56,18 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
         chosen = TARGETS.map(str::to_owned).to_vec();
     }
     system::provide(&[Need::Cxx])?;
-    let results = fuzz(&chosen, seconds)?;
+    let results = fuzz(&chosen, seconds, at_once)?;
     let failed: Vec<&str> = results.iter().filter(|(_, ended)| ended.is_err()).map(|(name, _)| name.as_str()).collect();
     if failed.is_empty() { Ok(()) } else { Err(Failure::new(format!("crashes in {}", failed.join(", ")))) }
 }
 
+fn number(option: &str, text: Option<&String>) -> Result<u64, Failure> {
+    text.and_then(|text| text.parse().ok()).ok_or_else(|| Failure::new(format!("{option} needs a number")))
+}
+
 /// A minute for each target, as part of the tests.
 pub(crate) fn test(report: &mut Report) -> Result<(), Failure> {
-    for (name, ended) in fuzz(&TARGETS.map(str::to_owned), SECONDS)? {
+    for (name, ended) in fuzz(&TARGETS.map(str::to_owned), SECONDS, AT_ONCE)? {
         if let Err(why) = &ended {
             run::complain(why);
         }
@@ -73,7 +78,7 @@ pub(crate) fn test(report: &mut Report) -> Result<(), Failure> {
 
 type Ended = (String, Result<Summary, String>);
 
-fn fuzz(targets: &[String], seconds: u64) -> Result<Vec<Ended>, Failure> {
+fn fuzz(targets: &[String], seconds: u64, at_once: usize) -> Result<Vec<Ended>, Failure> {
     let host = host()?;
     let manifest = run::root().join("fuzz/Cargo.toml");
     let corpus = run::target("fuzz-corpus")?;
@@ -86,7 +91,7 @@ fn fuzz(targets: &[String], seconds: u64) -> Result<Vec<Ended>, Failure> {
     run::call(&mut build)?;
     let programs = run::target("fuzz")?.join(host).join("release");
     let mut results = Vec::new();
-    for group in targets.chunks(AT_ONCE) {
+    for group in targets.chunks(at_once) {
         let started: Result<Vec<_>, Failure> =
             group.iter().map(|target| Ok((target, start(&programs, &corpus, target, seconds)?))).collect();
         for (target, child) in started? {
@@ -94,8 +99,8 @@ fn fuzz(targets: &[String], seconds: u64) -> Result<Vec<Ended>, Failure> {
             let text = String::from_utf8_lossy(&output.stderr);
             let summary = summary(&text);
             run::say(&format!(
-                "   {target}: {} executions, {} edges covered, {} inputs kept",
-                summary.executions, summary.coverage, summary.inputs
+                "   {target}: {} executions, {} of {} edges covered, {} inputs kept",
+                summary.executions, summary.coverage, summary.edges, summary.inputs
             ));
             let ended = if output.status.success() { Ok(summary) } else { Err(last_lines(&text)) };
             results.push((target.clone(), ended));
@@ -132,7 +137,7 @@ fn start(programs: &Path, corpus: &Path, target: &str, seconds: u64) -> Result<C
     Ok(command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn()?)
 }
 
-/// Reads the fuzzer's closing lines: `#123 DONE cov: 45 ft: 67 corp: 8/9Kb ...`, `stat::number_of_executed_units: 123`.
+/// Reads the fuzzer's lines: `INFO: Loaded 1 modules   (123 inline 8-bit counters): ...`, and at the end `#123 DONE cov: 45 ft: 67 corp: 8/9Kb ...`, `stat::number_of_executed_units: 123`.
 fn summary(text: &str) -> Summary {
     let number = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0);
     let after = |line: &str, word: &str| line.split_once(word).map(|(_, rest)| number(rest.trim_start()));
@@ -140,6 +145,8 @@ fn summary(text: &str) -> Summary {
     for line in text.lines() {
         if let Some(executions) = after(line, "stat::number_of_executed_units:") {
             summary.executions = executions;
+        } else if line.contains("inline 8-bit counters)") {
+            summary.edges = after(line, "(").unwrap_or(0);
         } else if line.starts_with('#') {
             summary.coverage = after(line, "cov: ").unwrap_or(summary.coverage);
             summary.inputs = after(line, "corp: ").unwrap_or(summary.inputs);
@@ -164,11 +171,12 @@ mod tests {
 
     #[test]
     fn the_fuzzers_last_words_are_understood() {
-        let text = "#2\tINITED cov: 12 ft: 13 corp: 1/1b exec/s: 0 rss: 40Mb\n\
+        let text = "INFO: Loaded 1 modules   (4711 inline 8-bit counters): 4711 [0x1, 0x2), \n\
+                    #2\tINITED cov: 12 ft: 13 corp: 1/1b exec/s: 0 rss: 40Mb\n\
                     #8192\tpulse  cov: 340 ft: 900 corp: 57/12Kb lim: 80 exec/s: 4096 rss: 60Mb\n\
                     #9000\tDONE   cov: 345 ft: 950 corp: 60/13Kb lim: 80 exec/s: 4000 rss: 60Mb\n\
                     stat::number_of_executed_units: 9000\nstat::average_exec_per_sec:     4000\n";
-        assert_eq!(summary(text), Summary { executions: 9000, coverage: 345, inputs: 60 });
+        assert_eq!(summary(text), Summary { executions: 9000, coverage: 345, edges: 4711, inputs: 60 });
         assert_eq!(summary(""), Summary::default());
     }
 }

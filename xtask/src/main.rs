@@ -34,7 +34,7 @@ const VERBS: [Verb; 6] = [
     ("demo", "make an image, use it, discard from it under each policy, check it", demo::run),
     ("test", "set up, build and test everything, or only the PARTs named after it", test::run),
     ("bench", "time qcowkit beside qemu-img and write docs/benchmarks.md", bench::run),
-    ("fuzz", "fuzz everything that takes bytes from strangers [TARGET...] [--seconds N]", fuzz::run),
+    ("fuzz", "fuzz everything that takes bytes from strangers [TARGET...] [--seconds N] [--at-once N]", fuzz::run),
     ("wasm", "build the npm package in wasm/", web::run),
     ("doctor", "say what this machine has, what it lacks and how to get it", doctor::run),
 ];

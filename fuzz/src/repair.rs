@@ -1,0 +1,130 @@
+//! Repairs of any bytes, and of images with some damage.
+
+use qcowkit_core::image::{Content, Image, OpenOptions, SnapshotSelector};
+use qcowkit_core::operations::check::FindingKind;
+use qcowkit_core::operations::repair::{
+    RepairAction, RepairLevel, RepairOptions, RepairPlan, UndoLog, apply, find_orphans, plan,
+};
+use qcowkit_core::operations::{check, read_header};
+use qcowkit_core::storage::{FailingStorage, FailureRule, FailureScope, MemoryStorage};
+
+use super::bytes::Bytes;
+use super::damage::damaged;
+
+/// Extents that a reader looks at, and bytes of each.
+const MAX_EXTENTS: usize = 200;
+const MAX_READ: u64 = 4096;
+/// Memory that a repaired image may take beyond its bytes: refcount structures that are written anew.
+const MAX_GROWTH: u64 = 48 << 20;
+
+/// A plan changes nothing; carried out, it leaves what it promises, and nothing to do for another; what could be read
+/// can be read; stopped half-way it can be undone, and done again.
+pub fn repair(data: &[u8]) {
+    let choices = &mut Bytes(data);
+    let how = choices.byte();
+    let stop = u64::from(choices.byte()) + 1;
+    let image = if how & 1 == 0 { choices.0.to_vec() } else { damaged(choices) };
+    for level in [RepairLevel::Leaks, RepairLevel::All] {
+        mend(&image, level, stop, how & 2 != 0);
+    }
+    let _ = find_orphans(&MemoryStorage::from_bytes(&image));
+}
+
+fn mend(image: &[u8], level: RepairLevel, stop: u64, punch: bool) {
+    let storage = MemoryStorage::from_bytes(image);
+    let Ok(planned) = plan(&storage, level, &RepairOptions::default(), &mut |_| ()) else { return };
+    assert!(storage.to_vec().unwrap() == image, "a plan changed the image");
+    let undo = UndoLog::of(&planned, &storage).unwrap();
+    assert_eq!(UndoLog::from_bytes(&undo.to_bytes()), Ok(undo.clone()));
+    let before = readable(&storage);
+    interrupted(image, &planned, &undo, stop);
+    apply(&planned, &storage, punch).unwrap();
+    assert!(storage.memory_bytes() < image.len() as u64 + MAX_GROWTH, "{} bytes kept", storage.memory_bytes());
+    let area = read_header(&storage).unwrap();
+    let report = check(&storage, &area, &mut |_| ()).unwrap();
+    let counts =
+        |report: &qcowkit_core::operations::check::CheckReport| (report.corruptions, report.leaks, report.check_errors);
+    assert_eq!(counts(&report), counts(&planned.after), "another result than the plan promised");
+    match plan(&storage, level, &RepairOptions::default(), &mut |_| ()) {
+        Ok(second) => assert!(second.is_empty(), "a second repair finds work: {:#?}", second.findings),
+        Err(error) => assert!(!report.is_clean(), "a clean image cannot be repaired: {error}"),
+    }
+    // A table that lies on data, or on another table, gets bytes of its own, and one of the two loses its own.
+    let overlaps = planned.findings.iter().any(|finding| {
+        let copied = finding.action == RepairAction::CopyCluster;
+        copied || matches!(finding.kind, FindingKind::Overlap | FindingKind::RefcountBlockShared)
+    });
+    if overlaps || planned.findings_omitted > 0 {
+        return;
+    }
+    let after = readable(&storage);
+    for (owner, offset, bytes) in before {
+        let now = after.iter().find(|(other, at, _)| (*other, *at) == (owner, offset));
+        // Other extents: it is read by itself.
+        let now = now.map(|(.., bytes)| bytes.clone()).or_else(|| read_one(&storage, owner, offset, bytes.len()));
+        assert!(now.as_ref() == Some(&bytes), "guest offset {offset:#x} of {owner:?} could be read before");
+    }
+}
+
+/// The `stop`th write of a repair fails: the undo log brings the image back, and another repair is possible.
+fn interrupted(image: &[u8], planned: &RepairPlan, undo: &UndoLog, stop: u64) {
+    let storage = FailingStorage::new(MemoryStorage::from_bytes(image));
+    storage.fail(FailureRule::nth(FailureScope::WriteSide, stop).half_written());
+    let done = apply(planned, &storage, false);
+    assert_eq!(done.is_err(), storage.failures() > 0);
+    let half = storage.into_inner();
+    if done.is_err() {
+        let again = plan(&half, planned.level, &RepairOptions::default(), &mut |_| ());
+        assert!(again.is_ok() || !planned.after.is_clean(), "interrupted, and beyond repair: {:?}", again.err());
+    }
+    // Half a write may have ended within a sector; a whole one never does.
+    match undo.restore(&half) {
+        Ok(()) => assert!(half.to_vec().unwrap() == image, "undone, it is another"),
+        Err(error) => assert!(done.is_err(), "it cannot be undone: {error}"),
+    }
+}
+
+type Readable = (Option<u32>, u64, Vec<u8>);
+
+/// What the disk and its first snapshot hold where they can be read, by guest offset.
+fn readable(storage: &MemoryStorage) -> Vec<Readable> {
+    let mut all = Vec::new();
+    for owner in [None, Some(0)] {
+        let Some(mut image) = view(storage, owner) else { continue };
+        let size = image.virtual_size();
+        let mut at = 0;
+        for _ in 0..MAX_EXTENTS {
+            if at >= size {
+                break;
+            }
+            let Ok(extent) = image.next_extent(at, size - at) else {
+                at = at.saturating_add(image.geometry().cluster_size());
+                continue;
+            };
+            let holds = matches!(extent.content, Content::Data { .. } | Content::Compressed { .. } | Content::Zero { .. });
+            let mut bytes = vec![0; extent.length.min(MAX_READ) as usize];
+            if holds && image.read_at(at, &mut bytes).is_ok() {
+                all.push((owner, at, bytes));
+            }
+            at = at.saturating_add(extent.length);
+        }
+    }
+    all
+}
+
+fn read_one(storage: &MemoryStorage, owner: Option<u32>, offset: u64, length: usize) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    view(storage, owner)?.read_at(offset, &mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// The disk, or a snapshot of it by its place in the table.
+fn view(storage: &MemoryStorage, owner: Option<u32>) -> Option<Image<&MemoryStorage>> {
+    let mut options = OpenOptions::default().read_only().metadata_only();
+    if let Some(index) = owner {
+        let image = Image::open(storage, options.clone()).ok()?;
+        let id = image.snapshots().ok()?.get(index as usize)?.id.clone();
+        options = options.of_snapshot(SnapshotSelector::Id(id));
+    }
+    Image::open(storage, options).ok()
+}
