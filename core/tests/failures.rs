@@ -1,15 +1,13 @@
 //! Storage that fails: the error reaches the caller, nothing flushed is lost, the image goes on or says that it is
 //! poisoned, and what is left on storage is sound. And what a flush costs when nothing fails.
 
-mod common;
-
-use common::walk::walk;
 use qcowkit_core::image::{CreateOptions, Image, OpenOptions};
 use qcowkit_core::metadata::{AllocationPolicy, DiscardPolicy, MetadataOptions, Unref};
 use qcowkit_core::storage::{
     CountingStorage, FailingStorage, FailureRule, FailureScope, MemoryStorage, StorageErrorKind, StorageOperation,
 };
 use qcowkit_core::{Error, ErrorKind};
+use qcowkit_trial::walk::walk;
 
 const SIZE: usize = 200 << 10;
 

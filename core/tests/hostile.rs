@@ -3,18 +3,16 @@
 //!
 //! `QCOWKIT_HOSTILE=50` runs fifty times as many cases; `QCOWKIT_SEED=7` begins with another seed.
 
-mod common;
-
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use common::snapshot::make_snapshot;
-use common::walk::{COMPRESSED, COPIED, Fields, OFFSET, be64};
-use common::{Rng, from_env};
 use qcowkit_core::image::{CreateOptions, Image, NewSnapshot, OpenOptions, SnapshotSelector};
 use qcowkit_core::metadata::{AllocationPolicy, DiscardPolicy, MetadataOptions, Unref};
 use qcowkit_core::storage::{MemoryStorage, ReadStorage};
 use qcowkit_core::{ErrorKind, Result};
+use qcowkit_trial::snapshot::make_snapshot;
+use qcowkit_trial::walk::{COMPRESSED, COPIED, Fields, OFFSET, be64};
+use qcowkit_trial::{Rng, from_env};
 
 const SIZE: u64 = 300 << 10;
 

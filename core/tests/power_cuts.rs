@@ -1,175 +1,77 @@
 //! Law 4 under power cuts: whatever subset of the writes since the last barrier reaches the disk, the image opens, no
-//! refcount is too low, flushed data are there, and the image can be used on.
+//! refcount is too low, flushed data are there, and the image can be used on. For every kind of operation that
+//! `qcowkit_trial` knows; `cargo xtask crash` does the same for as long as one likes.
 //!
 //! `QCOWKIT_CUTS=20` runs twenty times as many sessions; `QCOWKIT_SEED=7` begins with another seed.
 
-mod common;
+use qcowkit_trial::from_env;
+use qcowkit_trial::kinds::{kind, kinds};
+use qcowkit_trial::outcome::Outcome;
 
-use std::sync::Arc;
-
-use common::cuts::check_cuts;
-use common::from_env;
-use common::session::{Scenario, record};
-use qcowkit_core::crypto::{CipherAlgorithm, CipherMode, CipherSpec, HashAlgorithm, LuksFormat, NewVolume, Secret};
-use qcowkit_core::image::{CreateOptions, OpenOptions};
-use qcowkit_core::metadata::{AllocationPolicy, DiscardPolicy, MetadataOptions, RetainedOp, Unref};
-
-fn create(version: u32, cluster_size: u64, refcount_bits: u32, extended_l2: bool) -> CreateOptions {
-    CreateOptions { version, cluster_size, refcount_bits, extended_l2, ..CreateOptions::default() }
-}
-
-fn open(unref: Unref, allocation: AllocationPolicy, quarantine_bytes: u64) -> OpenOptions {
-    OpenOptions::default().with_policy(DiscardPolicy { unref, ..DiscardPolicy::default() }).with_metadata(
-        MetadataOptions {
-            allocation,
-            quarantine_bytes,
-            slice_bytes: 512,
-            // Eight slices: commits also happen between flushes.
-            cache_bytes: 8 * 512,
-            ..MetadataOptions::default()
-        },
-    )
-}
-
-fn over_backing(create: CreateOptions) -> CreateOptions {
-    CreateOptions { backing_file: Some("base".into()), backing_format: Some("raw".into()), ..create }
-}
-
-const UNREFS: [Unref; 3] = [Unref::Always, Unref::RetainUnshared, Unref::RetainQemu];
-const POLICIES: [(AllocationPolicy, u64); 3] =
-    [(AllocationPolicy::Qemu, 0), (AllocationPolicy::FillHoles, 1 << 14), (AllocationPolicy::Near, u64::MAX)];
-
-/// The scenario for a seed: small clusters, wide refcounts, so that tables grow soon.
-fn scenario(name: &'static str, seed: u64) -> Scenario {
-    let unref = UNREFS[(seed % 3) as usize];
-    let (allocation, quarantine) = POLICIES[(seed / 3 % 3) as usize];
-    let mut open = open(unref, allocation, quarantine);
-    open.policy.retained_op = [RetainedOp::Punch, RetainedOp::ZeroRange, RetainedOp::None][(seed / 9 % 3) as usize];
-    open.metadata.pass_discard_other = seed.is_multiple_of(2);
-    let plain = Scenario {
-        name,
-        create: create(3, 512, 64, false),
-        open,
-        // The larger one has more L2 slices than the cache: commits happen in the middle of operations.
-        size: if seed.is_multiple_of(4) { 400_384 } else { 100_352 },
-        backing: 0,
-        snapshot: false,
-        snapshots: false,
-        resize: false,
-        steps: 60,
-        preallocated: 0,
-    };
-    match name {
-        "growth" => plain,
-        "narrow" => Scenario { create: create(3, 512, 1 << (seed / 5 % 6), false), ..plain },
-        "version-2" => Scenario { create: create(2, 512, 16, false), ..plain },
-        "backing" => Scenario { create: over_backing(create(3, 1024, 16, false)), backing: 70_001, ..plain },
-        "backing-2" => Scenario { create: over_backing(create(2, 512, 16, false)), backing: 120_000, ..plain },
-        "subclusters" => {
-            let (create, backing) = if seed.is_multiple_of(2) {
-                (create(3, 16 << 10, 16, true), 0)
-            } else {
-                (over_backing(create(3, 16 << 10, 64, true)), 250_000)
-            };
-            Scenario { create, size: 300_032, backing, ..plain }
-        }
-        "snapshot" => Scenario { create: create(3, 512, 32, false), snapshot: true, ..plain },
-        "snapshot-backing" => {
-            Scenario { create: over_backing(create(3, 1024, 8, false)), backing: 70_001, snapshot: true, ..plain }
-        }
-        "resize" => Scenario { create: create(3, 512 << (seed % 4), 16, false), resize: true, ..plain },
-        "resize-backing" => {
-            Scenario { create: over_backing(create(3, 4096, 16, false)), backing: 180_224, resize: true, ..plain }
-        }
-        "snapshots" => {
-            let widths = [16, 2, 8, 64, 4, 32];
-            let refcount_bits = widths[(seed % 6) as usize];
-            Scenario { create: create(3, 512, refcount_bits, false), snapshots: true, size: 100_352, ..plain }
-        }
-        "snapshots-backing" => {
-            let create = if seed.is_multiple_of(2) { create(3, 1024, 16, false) } else { create(2, 1024, 16, false) };
-            Scenario { create: over_backing(create), backing: 70_001, snapshots: true, size: 100_352, ..plain }
-        }
-        "snapshots-subclusters" => {
-            Scenario { create: create(3, 16 << 10, 16, true), snapshots: true, size: 300_032, ..plain }
-        }
-        "snapshots-resize" => {
-            Scenario { create: create(3, 512 << (seed % 4), 16, false), snapshots: true, resize: true, ..plain }
-        }
-        "resize-snapshot" => {
-            Scenario { create: create(3, 512 << (seed % 4), 16, false), snapshot: true, resize: true, ..plain }
-        }
-        "resize-subclusters" => {
-            let create = create(3, 16 << 10, 16, true);
-            let (create, backing) = if seed.is_multiple_of(2) { (create, 0) } else { (over_backing(create), 250_000) };
-            Scenario { create, size: 300_032, backing, resize: true, ..plain }
-        }
-        "resize-2" => {
-            Scenario { create: over_backing(create(2, 1024, 16, false)), backing: 80_000, resize: true, ..plain }
-        }
-        "encrypted" => {
-            let create = CreateOptions { encryption: Some(volume()), ..create(3, 512 << (seed % 3), 16, false) };
-            let open = plain.open.clone().with_key(Secret::from("key"));
-            Scenario { create, open, resize: seed.is_multiple_of(2), ..plain }
-        }
-        "refcount-table" => Scenario { size: 3 << 20, preallocated: 1_950_000 / 512 * 512, steps: 80, ..plain },
-        other => panic!("no scenario {other}"),
+/// All sessions of a kind.
+fn run(name: &str) -> Outcome {
+    let kind = kind(name).unwrap();
+    let (first, times) = (from_env("QCOWKIT_SEED", 1), from_env("QCOWKIT_CUTS", 1));
+    let mut outcome = Outcome::default();
+    for seed in first..first + kind.sessions * times {
+        let of_session = (kind.trial)(seed, kind.budget);
+        assert!(of_session.faults.is_empty(), "{name}, QCOWKIT_SEED={seed}: {:#?}", of_session.complaints());
+        outcome.add(of_session);
     }
+    println!("{name}: {outcome}");
+    println!("{name}: {:?}", outcome.operations);
+    assert!(outcome.states >= kind.least, "{} states instead of {}", outcome.states, kind.least);
+    outcome
 }
 
-/// A volume that opens fast: what is cut are the writes of the guest.
-fn volume() -> Arc<NewVolume> {
-    let spec = CipherSpec { algorithm: CipherAlgorithm::Aes128, mode: CipherMode::Cbc, ..CipherSpec::default() };
-    let format = LuksFormat { spec, hash: HashAlgorithm::Sha256, slot_iterations: 1, master_key_iterations: 1 };
-    let mut next = 0u8;
-    let mut random = |bytes: &mut [u8]| {
-        bytes.iter_mut().for_each(|byte| {
-            next = next.wrapping_mul(29).wrapping_add(7);
-            *byte = next;
-        });
-        Ok(())
-    };
-    Arc::new(format.make(&Secret::from("key"), &mut random).unwrap())
-}
-
-fn run(name: &'static str, sessions: u64, budget: usize) {
-    let first = from_env("QCOWKIT_SEED", 1);
-    let mut states = 0;
-    for seed in first..first + sessions * from_env("QCOWKIT_CUTS", 1) {
-        let scenario = scenario(name, seed);
-        let session = record(&scenario, seed);
-        match check_cuts(&scenario, &session, seed, budget) {
-            Ok(checked) => states += checked,
-            Err(error) => panic!("{name}, seed {seed} (QCOWKIT_SEED={seed}): {error}\n{scenario:?}"),
-        }
-    }
-    println!("{name}: {states} states");
-}
-
+/// A test for each kind, which must have done each of the operations that are named.
 macro_rules! cuts {
-    ($($test:ident: $name:literal, $sessions:literal, $budget:literal;)*) => {
-        $(#[test] fn $test() { run($name, $sessions, $budget); })*
+    ($($test:ident: $name:literal $(, $operation:literal)*;)*) => {
+        $(#[test] fn $test() {
+            let outcome = run($name);
+            for operation in [$($operation),*] as [&str; _] {
+                assert!(outcome.operations.get(operation).is_some_and(|times| *times > 0), "no {operation}");
+            }
+        })*
+        const TESTED: &[&str] = &[$($name),*];
     };
 }
 
 cuts! {
-    growth: "growth", 27, 300;
-    narrow_refcounts: "narrow", 18, 200;
-    version_2: "version-2", 18, 200;
-    over_a_backing_file: "backing", 18, 200;
-    version_2_over_a_backing_file: "backing-2", 9, 200;
-    subclusters: "subclusters", 18, 200;
-    snapshots_come_and_go: "snapshots", 18, 200;
-    snapshots_come_and_go_over_a_backing_file: "snapshots-backing", 9, 200;
-    snapshots_come_and_go_with_subclusters: "snapshots-subclusters", 6, 200;
-    snapshots_of_several_sizes: "snapshots-resize", 9, 200;
-    beside_a_snapshot: "snapshot", 18, 200;
-    beside_a_snapshot_over_a_backing_file: "snapshot-backing", 9, 200;
-    resizing: "resize", 18, 200;
-    resizing_over_a_backing_file: "resize-backing", 9, 200;
-    resizing_beside_a_snapshot: "resize-snapshot", 9, 200;
-    resizing_with_subclusters: "resize-subclusters", 9, 200;
-    resizing_version_2: "resize-2", 9, 200;
-    encrypted: "encrypted", 9, 150;
-    the_refcount_table_moves: "refcount-table", 4, 150;
+    growth: "growth", "write", "compressed write", "write zeroes", "discard", "planned writes", "preallocate";
+    narrow_refcounts: "narrow";
+    version_2: "version-2";
+    over_a_backing_file: "backing", "write", "compressed write", "write zeroes", "discard";
+    version_2_over_a_backing_file: "backing-2";
+    subclusters: "subclusters", "write", "compressed write", "write zeroes", "discard";
+    snapshots_come_and_go: "snapshots", "snapshot taken", "snapshot applied", "snapshot deleted", "discard";
+    snapshots_come_and_go_over_a_backing_file: "snapshots-backing";
+    snapshots_come_and_go_with_subclusters: "snapshots-subclusters";
+    snapshots_of_several_sizes: "snapshots-resize";
+    beside_a_snapshot: "snapshot", "write", "discard";
+    beside_a_snapshot_over_a_backing_file: "snapshot-backing";
+    resizing: "resize", "grow", "shrink";
+    resizing_over_a_backing_file: "resize-backing";
+    resizing_beside_a_snapshot: "resize-snapshot";
+    resizing_with_subclusters: "resize-subclusters";
+    resizing_version_2: "resize-2";
+    the_l1_table_moves: "l1-table", "L1 table moved";
+    the_refcount_table_moves: "refcount-table", "refcount table moved";
+    encrypted: "encrypted", "write", "write zeroes", "discard", "grow";
+    both_files_of_an_image_with_a_data_file: "data-files", "raw data file", "data file";
+    a_bitmap_is_right_or_not_trusted: "bitmaps", "states with the bitmap", "states in which it is not trusted";
+    while_an_image_is_committed: "commit", "commit and empty", "commit through a chain";
+    while_an_image_is_rebased: "rebase", "rebase", "rebase, packing";
+    while_an_image_is_amended: "amend", "down, snapshot", "up", "narrower", "wider", "all at once";
+    while_an_image_is_repaired: "repair", "repair";
+    while_passwords_come_and_go: "keys", "key slot added", "key slot erased";
+}
+
+#[test]
+fn every_kind_is_tested_and_the_states_are_tens_of_thousands() {
+    let names: Vec<&str> = kinds().map(|kind| kind.name).collect();
+    assert_eq!(TESTED, names);
+    let least: u64 = kinds().map(|kind| kind.least).sum();
+    println!("at least {least} states");
+    assert!(least >= 50_000, "{least}");
 }

@@ -1,14 +1,12 @@
 //! What is tried again after the storage failed: the announcement of the first write, and preallocation.
 
-mod common;
-
-use common::walk::walk;
 use qcowkit_core::ErrorKind;
 use qcowkit_core::format::HeaderArea;
 use qcowkit_core::image::{CreateOptions, Image, OpenOptions, Preallocation};
 use qcowkit_core::storage::{
     FailingStorage, FailureRule, FailureScope, MemoryStorage, Storage, StorageErrorKind, StorageOperation,
 };
+use qcowkit_trial::walk::walk;
 
 const SIZE: u64 = 300 << 10;
 const SCOPES: [FailureScope; 3] = [

@@ -1,17 +1,15 @@
 //! Storage that fails while snapshots are taken, applied and deleted: the error reaches the caller, a snapshot that is
 //! there shows what it should, the image goes on or says that it is poisoned, and what is left on storage is sound.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::walk::walk;
 use qcowkit_core::ErrorKind;
 use qcowkit_core::image::{CreateOptions, Image, NewSnapshot, OpenOptions, SnapshotSelector};
 use qcowkit_core::metadata::{AllocationPolicy, MetadataOptions};
 use qcowkit_core::storage::{
     FailingStorage, FailureRule, FailureScope, MemoryStorage, StorageErrorKind, StorageOperation,
 };
+use qcowkit_trial::walk::walk;
 
 const SIZE: usize = 60 << 10;
 

@@ -4,16 +4,14 @@
 //!
 //! `QCOWKIT_SNAPSHOTS=20` runs twenty times as many sessions; `QCOWKIT_SEED=7` begins with another seed.
 
-mod common;
-
-use common::walk::walk;
-use common::{Rng, from_env};
 use qcowkit_core::ErrorKind;
 use qcowkit_core::format::{HeaderArea, Name};
 use qcowkit_core::image::{CreateOptions, Image, Layer, NewSnapshot, OpenOptions, SnapshotSelector};
 use qcowkit_core::metadata::{AllocationPolicy, DiscardPolicy, MetadataOptions, RetainedOp, Unref};
 use qcowkit_core::operations::check;
 use qcowkit_core::storage::MemoryStorage;
+use qcowkit_trial::walk::walk;
+use qcowkit_trial::{Rng, from_env};
 
 struct Session {
     open: OpenOptions,

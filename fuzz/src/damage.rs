@@ -90,7 +90,7 @@ fn new_value(old: u64, width: u64, cluster: u64, clusters: u64, choices: &mut By
         0 => 0,
         1 | 2 => old ^ 1 << choices.below(width * 8),
         3 => choices.below(clusters + 3) * cluster,
-        4 => choices.below(clusters + 3) * cluster | COPIED,
+        4 => (choices.below(clusters + 3) * cluster) | COPIED,
         5 => old.wrapping_add(choices.choose([1, u64::MAX, cluster, cluster.wrapping_neg(), 512])),
         6 => choices.below(u64::MAX),
         _ => choices.below(256),

@@ -46,7 +46,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
     // Whole images, and damage by choice.
     let mut broken: Vec<Vec<u8>> = images.iter().map(|image| [&[0, 3][..], image].concat()).collect();
     broken.extend(
-        (0..24u8).map(|n| [vec![1 | n & 2, n], (0..60u8).map(|m| m.wrapping_mul(n | 1) ^ n).collect()].concat()),
+        (0..24u8).map(|n| [vec![1 | n & 14, n], (0..60u8).map(|m| m.wrapping_mul(n | 1) ^ n).collect()].concat()),
     );
     all.push(("repair", broken));
     all.push(("encryption", encryption::seeds()));

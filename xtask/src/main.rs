@@ -4,11 +4,12 @@
 //! set-up: what is missing is installed where that is possible and otherwise named together with the
 //! line that installs it. Nothing is downloaded but packages from the ordinary registries.
 //!
-//! Top down: `main` picks a verb; `test`, `demo`, `bench`, `fuzz`, `wasm` and `doctor` are the verbs; `rust`,
+//! Top down: `main` picks a verb; `test`, `demo`, `bench`, `fuzz`, `crash`, `wasm` and `doctor` are the verbs; `rust`,
 //! `python`, `web` and `tidy` know how one part of the house is built and tested; `system` and
 //! `toolchain` know the machine; `run`, `tally` and `stamp` are the tools that all of them use.
 
 mod bench;
+mod crash;
 mod demo;
 mod doctor;
 mod fuzz;
@@ -30,11 +31,16 @@ use run::Failure;
 /// What a verb is called, what it does in a line, and the function that does it.
 type Verb = (&'static str, &'static str, fn(&[String]) -> Result<(), Failure>);
 
-const VERBS: [Verb; 6] = [
+const VERBS: [Verb; 7] = [
     ("demo", "make an image, use it, discard from it under each policy, check it", demo::run),
     ("test", "set up, build and test everything, or only the PARTs named after it", test::run),
     ("bench", "time qcowkit beside qemu-img and write docs/benchmarks.md", bench::run),
     ("fuzz", "fuzz everything that takes bytes from strangers [TARGET...] [--seconds N] [--at-once N]", fuzz::run),
+    (
+        "crash",
+        "cut the power in a million places [KIND...] [--seed N] [--states N] [--seconds N] [--jobs N]",
+        crash::run,
+    ),
     ("wasm", "build the npm package in wasm/", web::run),
     ("doctor", "say what this machine has, what it lacks and how to get it", doctor::run),
 ];

@@ -239,7 +239,7 @@ fn seal<S: ReadStorage>(bench: &mut Workbench<'_, S>, after: &CheckReport) -> Re
     let area = bench.area()?;
     let marks = IncompatibleFeatures::DIRTY.with(IncompatibleFeatures::CORRUPT);
     let bits = area.header.incompatible;
-    if area.header.version < 3 || bits.without(marks) == bits || after.corruptions > 0 || after.check_errors > 0 {
+    if area.header.version < 3 || bits.without(marks) == bits || !outcome_is_sound(after) {
         return Ok(());
     }
     bench.edit(Stage::Seal, INCOMPATIBLE, &bits.without(marks).bits().to_be_bytes())?;
@@ -286,7 +286,9 @@ fn finish<S: ReadStorage>(mut bench: Workbench<'_, S>, outcome: Outcome) -> Resu
     let bytes = |(first, count): (u64, u64)| {
         (bench.geometry.host_start(HostCluster::new(first)).get(), count.saturating_mul(size))
     };
-    let freed = freed.into_iter().map(bytes).collect();
+    // Where errors are left, what nothing leads to may be a part of what cannot be followed.
+    let sound = outcome_is_sound(&after);
+    let freed = freed.into_iter().map(bytes).filter(|_| sound).collect();
     let mut edits = bench.edits;
     // Stable: within a stage the order is that in which they were made.
     edits.sort_by_key(|edit| edit.stage);
@@ -306,8 +308,12 @@ fn finish<S: ReadStorage>(mut bench: Workbench<'_, S>, outcome: Outcome) -> Resu
     })
 }
 
+fn outcome_is_sound(after: &CheckReport) -> bool {
+    after.corruptions == 0 && after.check_errors == 0
+}
+
 /// Carries a plan out. The storage must be the one that the plan was made for, unchanged since. With `punch`, the space
-/// of clusters that become free is given back, as QEMU does; their contents are gone then.
+/// of clusters that become free is given back, as QEMU does, if the image is sound then; their contents are gone.
 ///
 /// # Errors
 /// A storage that has another length than the plan knows, or that fails: the image is then no worse than it was, and can
@@ -383,7 +389,7 @@ pub fn repair_dirty<S: Storage>(storage: &S) -> Result<Option<RepairPlan>> {
         return Ok(None);
     }
     let planned = plan(storage, RepairLevel::All, &RepairOptions::default(), &mut |_| ())?;
-    if planned.after.corruptions > 0 || planned.after.check_errors > 0 {
+    if !outcome_is_sound(&planned.after) {
         let what = alloc::format!(
             "the image is marked dirty, and a repair would leave {} errors",
             planned.after.corruptions.saturating_add(planned.after.check_errors)

@@ -1,5 +1,7 @@
 //! Random operations on an image whose storage is recorded, with the guest's contents beside it.
 
+use std::collections::BTreeMap;
+
 use qcowkit_core::ErrorKind;
 use qcowkit_core::format::HeaderArea;
 use qcowkit_core::image::{CreateOptions, Image, Layer, NewSnapshot, OpenOptions, Preallocation, SnapshotSelector};
@@ -8,21 +10,29 @@ use qcowkit_core::storage::{MemoryStorage, RecordingStorage, StorageEvent};
 use super::Rng;
 use super::snapshot::{make_snapshot, view_of_snapshot};
 
+/// Bytes that a disk writes or does not write.
 pub const SECTOR: usize = 512;
 
 /// What a session is made of.
 #[derive(Debug, Clone)]
 pub struct Scenario {
+    /// What it is called.
     pub name: &'static str,
+    /// How the image is made.
     pub create: CreateOptions,
+    /// How it is opened.
     pub open: OpenOptions,
+    /// Bytes of the virtual disk.
     pub size: u64,
     /// Bytes of a raw backing file, 0 for none.
     pub backing: u64,
+    /// The image has a snapshot from the beginning.
     pub snapshot: bool,
     /// Snapshots are taken, applied and deleted.
     pub snapshots: bool,
+    /// The disk grows and shrinks.
     pub resize: bool,
+    /// Operations.
     pub steps: u64,
     /// Bytes of the virtual disk that are mapped from the beginning.
     pub preallocated: u64,
@@ -32,6 +42,7 @@ pub struct Scenario {
 pub struct Flushed {
     /// Events that had happened when it returned.
     pub events: usize,
+    /// Of the disk.
     pub content: Vec<u8>,
 }
 
@@ -41,7 +52,9 @@ pub struct Change {
     pub events: usize,
     /// Number of flushes that had completed.
     pub flushes: usize,
+    /// Which sector of the disk.
     pub sector: usize,
+    /// What it holds afterwards.
     pub value: Vec<u8>,
     /// The virtual size afterwards.
     pub size: usize,
@@ -51,6 +64,7 @@ pub struct Change {
 
 /// A snapshot that was there for a while. Its name is its index.
 pub struct Taken {
+    /// Of the disk when it was taken.
     pub content: Vec<u8>,
     /// Events that had happened when it began to be taken, and when it was there.
     pub created: (usize, usize),
@@ -60,20 +74,33 @@ pub struct Taken {
 
 /// A snapshot that was applied: the disk is the old or the new until it is done.
 pub struct Applied {
+    /// Events that had happened when that began, and when it was done.
     pub events: (usize, usize),
+    /// Of the disk afterwards.
     pub content: Vec<u8>,
 }
 
+/// What was recorded.
+#[derive(Default)]
 pub struct Session {
+    /// Snapshots that came and went.
     pub taken: Vec<Taken>,
+    /// Snapshots that were applied.
     pub applied: Vec<Applied>,
+    /// The file before.
     pub base: Vec<u8>,
+    /// The backing file.
     pub backing: Option<Vec<u8>>,
     /// What the snapshot shows, at all times.
     pub snapshot: Option<Vec<u8>>,
+    /// What happened to the file.
     pub events: Vec<StorageEvent>,
+    /// What is promised, in order.
     pub flushed: Vec<Flushed>,
+    /// What may be there besides.
     pub changes: Vec<Change>,
+    /// What was done, by name.
+    pub operations: BTreeMap<&'static str, u64>,
 }
 
 type Disk = RecordingStorage<MemoryStorage>;
@@ -88,10 +115,16 @@ struct Recorder<'a> {
     changes: Vec<Change>,
     taken: Vec<Taken>,
     applied: Vec<Applied>,
+    operations: BTreeMap<&'static str, u64>,
+    /// Where the L1 table and the refcount table are.
+    places: Option<(u64, u64)>,
     stamp: u8,
 }
 
 /// Opens an image over its raw backing bytes.
+///
+/// # Errors
+/// As [`Image::open`].
 pub fn open_over<S: qcowkit_core::storage::Storage>(
     storage: S,
     open: &OpenOptions,
@@ -104,6 +137,11 @@ pub fn open_over<S: qcowkit_core::storage::Storage>(
     })
 }
 
+/// Carries a session out.
+///
+/// # Panics
+/// When the image does something else than the model.
+#[must_use]
 pub fn record(scenario: &Scenario, seed: u64) -> Session {
     let mut rng = Rng::new(seed);
     let backing = (scenario.backing > 0).then(|| (0..scenario.backing).map(|n| (n / 64) as u8 | 0x80).collect());
@@ -135,11 +173,13 @@ pub fn record(scenario: &Scenario, seed: u64) -> Session {
         changes: Vec::new(),
         taken: Vec::new(),
         applied: Vec::new(),
+        operations: BTreeMap::new(),
+        places: None,
         stamp: 0,
     };
     let events = recorder.run(&base);
-    let Recorder { backing, flushed, changes, taken, applied, .. } = recorder;
-    Session { base, backing, snapshot, events, flushed, changes, taken, applied }
+    let Recorder { backing, flushed, changes, taken, applied, operations, .. } = recorder;
+    Session { base, backing, snapshot, events, flushed, changes, taken, applied, operations }
 }
 
 /// Some contents, then a snapshot of them.
@@ -161,6 +201,8 @@ fn with_snapshot(
             changes: Vec::new(),
             taken: Vec::new(),
             applied: Vec::new(),
+            operations: BTreeMap::new(),
+            places: None,
             stamp: 0,
         };
         recorder.open(RecordingStorage::new(MemoryStorage::from_bytes(&base)));
@@ -183,6 +225,7 @@ impl Recorder<'_> {
         self.flushed.push(Flushed { events: 0, content: self.model.clone() });
         for _ in 0..self.scenario.steps {
             self.step();
+            self.watch_tables();
             assert!(self.flushed.last().unwrap().events <= self.events());
         }
         // Half of the sessions end without a flush.
@@ -190,6 +233,23 @@ impl Recorder<'_> {
             self.flush();
         }
         self.image.take().unwrap().storage().events()
+    }
+
+    fn did(&mut self, what: &'static str) {
+        *self.operations.entry(what).or_default() += 1;
+    }
+
+    /// Notes when the tables that the header names have moved.
+    fn watch_tables(&mut self) {
+        let header = self.header().header;
+        let places = (header.l1_table_offset, header.refcount_table_offset);
+        let before = self.places.replace(places).unwrap_or(places);
+        if before.0 != places.0 {
+            self.did("L1 table moved");
+        }
+        if before.1 != places.1 {
+            self.did("refcount table moved");
+        }
     }
 
     fn open(&mut self, disk: Disk) {
@@ -274,6 +334,7 @@ impl Recorder<'_> {
     }
 
     fn write(&mut self) {
+        self.did("write");
         let ((offset, length), stamp) = (self.range(), self.stamp());
         let events = self.events();
         self.model[offset as usize..(offset + length) as usize].fill(stamp);
@@ -287,6 +348,7 @@ impl Recorder<'_> {
             return self.write();
         }
         let (offset, length) = self.range();
+        self.did("compressed write");
         let (cluster, size) = (self.scenario.create.cluster_size, self.model.len() as u64);
         let start = offset / cluster * cluster;
         let end = (start + length.min(3 * cluster)).next_multiple_of(cluster).min(size);
@@ -303,6 +365,7 @@ impl Recorder<'_> {
     }
 
     fn zeroes(&mut self) {
+        self.did("write zeroes");
         let (offset, length) = self.range();
         let (events, unmap) = (self.events(), self.rng.one_in(2));
         self.image().write_zeroes(offset, length, unmap).unwrap();
@@ -311,6 +374,7 @@ impl Recorder<'_> {
     }
 
     fn discard(&mut self) {
+        self.did("discard");
         let (offset, length) = self.range();
         let (cluster, size) = (self.scenario.create.cluster_size, self.model.len() as u64);
         let events = self.events();
@@ -341,6 +405,7 @@ impl Recorder<'_> {
         if a + a_length > b / cluster * cluster {
             return;
         }
+        self.did("planned writes");
         let (events, stamp) = (self.events(), self.stamp());
         let plan_a = self.image().prepare_write(a, a_length).unwrap();
         let plan_b = self.image().prepare_write(b, b_length).unwrap();
@@ -376,6 +441,7 @@ impl Recorder<'_> {
         }
         let old = self.model.len() as u64;
         let size = (self.rng.below(self.scenario.size * 2) + 1).next_multiple_of(512);
+        self.did(if size < old { "shrink" } else { "grow" });
         let events = self.events();
         if let (true, Some(backing)) = (size < old, self.backing.clone()) {
             // Of what is cut off, the backing file may show for a while.
@@ -406,6 +472,7 @@ impl Recorder<'_> {
         }
         let (offset, length) = self.range();
         let mode = [Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full][self.rng.below(3) as usize];
+        self.did("preallocate");
         self.image().preallocate(offset, length, mode).unwrap();
         self.flushed.push(Flushed { events: self.events(), content: self.model.clone() });
     }
@@ -424,6 +491,7 @@ impl Recorder<'_> {
         let new = NewSnapshot { name: name.into(), ..NewSnapshot::default() };
         match self.image().create_snapshot(&new) {
             Ok(_) => {
+                self.did("snapshot taken");
                 let created = (events, self.events());
                 self.taken.push(Taken { content: self.model.clone(), created, deleted: None });
                 self.flushed.push(Flushed { events: self.events(), content: self.model.clone() });
@@ -437,6 +505,7 @@ impl Recorder<'_> {
         let events = self.events();
         match self.image().apply_snapshot(&SnapshotSelector::Name(n.to_string().into())) {
             Ok(()) => {
+                self.did("snapshot applied");
                 self.model = self.taken[n].content.clone();
                 self.applied.push(Applied { events: (events, self.events()), content: self.model.clone() });
                 self.flushed.push(Flushed { events: self.events(), content: self.model.clone() });
@@ -449,16 +518,19 @@ impl Recorder<'_> {
         let Some(n) = self.present() else { return };
         let events = self.events();
         self.image().delete_snapshot(&SnapshotSelector::Name(n.to_string().into())).unwrap();
+        self.did("snapshot deleted");
         self.taken[n].deleted = Some((events, self.events()));
         self.flushed.push(Flushed { events: self.events(), content: self.model.clone() });
     }
 
     fn flush(&mut self) {
+        self.did("flush");
         self.image().flush().unwrap();
         self.flushed.push(Flushed { events: self.events(), content: self.model.clone() });
     }
 
     fn reopen(&mut self) {
+        self.did("close and open");
         let disk = self.image.take().unwrap().close().unwrap();
         self.open(disk);
         self.flushed.push(Flushed { events: self.events(), content: self.model.clone() });

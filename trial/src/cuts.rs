@@ -11,11 +11,13 @@ use qcowkit_core::storage::{
 };
 
 use super::Rng;
+use super::outcome::{Fault, FaultKind, Outcome};
 use super::session::{SECTOR, Scenario, Session, open_over};
 use super::snapshot::view_of_snapshot;
 use super::walk::walk;
 
-type Cut<'a> = OverlayStorage<&'a MemoryStorage>;
+/// A state that a cut has left.
+pub type Cut<'a> = OverlayStorage<&'a MemoryStorage>;
 
 /// The contents that are right at some point: those of a flush, and what was written since.
 struct Accepted<'a> {
@@ -24,33 +26,52 @@ struct Accepted<'a> {
     sizes: Vec<usize>,
 }
 
-/// Checks at most about `budget` states of a session; gives how many it was.
-pub fn check_cuts(scenario: &Scenario, session: &Session, seed: u64, budget: usize) -> Result<u64, String> {
+/// Judges about `budget` states of a session, at least some of each epoch.
+#[must_use]
+pub fn check_cuts(scenario: &Scenario, session: &Session, seed: u64, budget: usize) -> Outcome {
+    let mut outcome = Outcome { sessions: 1, events: session.events.len() as u64, ..Outcome::default() };
+    outcome.operations.clone_from(&session.operations);
     let mut rng = Rng::new(seed ^ 0xc07);
-    let durable = MemoryStorage::from_bytes(&session.base);
-    let all = epochs(&session.events);
+    let mut continued = 0;
+    each_cut(&session.base, &session.events, budget, &mut Rng::new(seed ^ 0xc08), |storage, at, plan| {
+        let judged = check_state(scenario, session, storage, at, &mut rng, &mut continued);
+        outcome.state(judged.map_err(|fault| fault.at(format_args!("after {at} events, {plan:?}"))));
+    });
+    outcome.continued = continued;
+    outcome
+}
+
+/// Makes about `budget` states that a power cut may leave of a file with the bytes `base`, at least some of each epoch,
+/// and gives each with the number of events that had begun.
+///
+/// # Panics
+/// When an event cannot be repeated.
+pub fn each_cut(
+    base: &[u8],
+    events: &[StorageEvent],
+    budget: usize,
+    rng: &mut Rng,
+    mut judge: impl FnMut(&Cut<'_>, usize, &CutPlan),
+) {
+    let durable = MemoryStorage::from_bytes(base);
+    let all = epochs(events);
     let per_epoch = (budget / all.len().max(1)).max(4);
-    let mut states = 0u64;
     for epoch in all {
-        let events = &session.events[epoch.clone()];
+        let events = &events[epoch.clone()];
         // Once the barrier has returned, nothing before it can be missing.
         let unsure = events.strip_suffix(&[StorageEvent::Barrier]).unwrap_or(events);
-        for cut in plan_cuts(unsure, per_epoch, &mut rng) {
-            let storage = OverlayStorage::new(&durable).map_err(|e| e.to_string())?;
-            cut.apply(unsure, &storage).map_err(|e| e.to_string())?;
-            let at = epoch.start + cut.end;
-            check_state(scenario, session, &storage, at, &mut rng)
-                .map_err(|e| format!("epoch {epoch:?}, {cut:?}: {e}"))?;
-            states += 1;
+        for plan in plan_cuts(unsure, per_epoch, rng) {
+            let storage = OverlayStorage::new(&durable).expect("memory has a length");
+            plan.apply(unsure, &storage).expect("what could be done once can be done again");
+            judge(&storage, epoch.start + plan.end, &plan);
         }
-        replay(events, &durable).map_err(|e| e.to_string())?;
+        replay(events, &durable).expect("what could be done once can be done again");
     }
-    Ok(states)
 }
 
 /// Some of the events before `end`, the torn ones in part.
 #[derive(Debug)]
-struct CutPlan {
+pub struct CutPlan {
     end: usize,
     /// Bit by bit, in turns: which events happened. Empty: all.
     kept: Vec<bool>,
@@ -115,11 +136,12 @@ fn check_state(
     storage: &Cut<'_>,
     at: usize,
     rng: &mut Rng,
-) -> Result<(), String> {
+    continued: &mut u64,
+) -> Result<u64, Fault> {
     let bytes = all_bytes(storage);
-    let walked = walk(&bytes)?;
-    let header = HeaderArea::parse(&bytes).map_err(|e| e.to_string())?;
-    let mut report = check(storage, &header, &mut |_| ()).map_err(|e| e.to_string())?;
+    let walked = walk(&bytes).map_err(Fault::of(FaultKind::Corrupt))?;
+    let header = HeaderArea::parse(&bytes).map_err(Fault::of(FaultKind::Opens))?;
+    let mut report = check(storage, &header, &mut |_| ()).map_err(Fault::of(FaultKind::Opens))?;
     if session.within_snapshot_operation(at) {
         // Here a flag may be missing (law 4), which check calls a corruption. That none is wrong, the walk has seen.
         let missing = report.findings.iter().filter(|finding| finding.kind == FindingKind::CopiedFlag);
@@ -129,29 +151,30 @@ fn check_state(
     // leaks, since they hold no space.
     let leaks = walked.leaks((bytes.len() as u64).div_ceil(scenario.create.cluster_size));
     if report.corruptions + report.check_errors > 0 || report.leaks != leaks {
-        return Err(format!("{leaks} leaks were walked, but check says: {report:?}"));
+        return Err(Fault::new(FaultKind::Corrupt, format_args!("{leaks} leaks were walked, check says: {report:?}")));
     }
     let accepted = accepted(session, at);
     let dynamic: Box<dyn Storage + '_> = Box::new(storage);
     let mut image = open_over(dynamic, &scenario.open.clone().read_only(), backing(session))
-        .map_err(|e| format!("does not open: {e}"))?;
+        .map_err(Fault::of(FaultKind::Opens))?;
     let mut got = vec![0; image.virtual_size() as usize];
-    image.read_at(0, &mut got).map_err(|e| format!("does not read: {e}"))?;
-    if let Err(error) = accepted.judge(&got) {
+    image.read_at(0, &mut got).map_err(Fault::of(FaultKind::Opens))?;
+    if let Err(fault) = accepted.judge(&got) {
         let applied = session.applied.iter().find(|applied| (applied.events.0..=applied.events.1).contains(&at));
         if applied.is_none_or(|applied| applied.content != got) {
-            return Err(error);
+            return Err(fault);
         }
     }
     drop(image);
-    check_snapshots(scenario, session, storage, at)?;
+    check_snapshots(scenario, session, storage, at).map_err(Fault::of(FaultKind::Changed))?;
     if let (Some(expected), true) = (&session.snapshot, rng.one_in(2)) {
-        check_snapshot(scenario, session, &bytes, expected)?;
+        check_snapshot(scenario, session, &bytes, expected).map_err(Fault::of(FaultKind::Changed))?;
     }
     if rng.one_in(3) {
-        goes_on(scenario, session, storage, got, rng).map_err(|e| format!("after going on: {e}"))?;
+        goes_on(scenario, session, storage, got, rng).map_err(Fault::of(FaultKind::GoesOn))?;
+        *continued += 1;
     }
-    Ok(())
+    Ok(leaks)
 }
 
 fn backing<'a>(session: &Session) -> Option<(Box<dyn Storage + 'a>, u64)> {
@@ -241,7 +264,12 @@ impl Session {
     }
 }
 
-fn all_bytes(storage: &impl ReadStorage) -> Vec<u8> {
+/// All bytes of a file.
+///
+/// # Panics
+/// When it cannot be read.
+#[must_use]
+pub fn all_bytes(storage: &impl ReadStorage) -> Vec<u8> {
     let mut bytes = vec![0; storage.len().unwrap() as usize];
     storage.read_at(0, &mut bytes).unwrap();
     bytes
@@ -263,9 +291,10 @@ fn accepted(session: &Session, at: usize) -> Accepted<'_> {
 }
 
 impl Accepted<'_> {
-    fn judge(&self, got: &[u8]) -> Result<(), String> {
+    fn judge(&self, got: &[u8]) -> Result<(), Fault> {
         if !self.sizes.contains(&got.len()) {
-            return Err(format!("the virtual size is {}, not one of {:?}", got.len(), self.sizes));
+            let what = format_args!("the virtual size is {}, not one of {:?}", got.len(), self.sizes);
+            return Err(Fault::new(FaultKind::Lost, what));
         }
         for (sector, bytes) in got.chunks(SECTOR).enumerate() {
             let start = sector * SECTOR;
@@ -276,10 +305,12 @@ impl Accepted<'_> {
             }
             let at = bytes.iter().zip(&flushed).position(|(a, b)| a != b).unwrap_or(0);
             let versions = self.versions.get(&sector).map_or(0, Vec::len);
-            return Err(format!(
+            let kind = if versions == 0 { FaultKind::Lost } else { FaultKind::Mixed };
+            let what = format_args!(
                 "guest sector {sector:#x}: byte {at} is {:#x}, flushed {:#x}, and none of {versions} later versions",
                 bytes[at], flushed[at]
-            ));
+            );
+            return Err(Fault::new(kind, what));
         }
         Ok(())
     }

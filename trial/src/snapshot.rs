@@ -3,6 +3,9 @@
 use super::walk::{COMPRESSED, COPIED, Fields, OFFSET, be64, compressed_range};
 
 /// Adds a snapshot to an image that has none. False when the refcount blocks have no room for its tables.
+///
+/// # Panics
+/// When a cluster in use has no refcount block.
 pub fn make_snapshot(bytes: &mut Vec<u8>) -> bool {
     let fields = Fields::read(bytes);
     let cluster = fields.cluster();
@@ -33,6 +36,7 @@ pub fn make_snapshot(bytes: &mut Vec<u8>) -> bool {
 }
 
 /// The same image with the snapshot's L1 table and size in the header: what the snapshot shows.
+#[must_use]
 pub fn view_of_snapshot(bytes: &[u8]) -> Option<Vec<u8>> {
     let fields = Fields::read(bytes);
     if fields.snapshots == 0 {

@@ -5,19 +5,31 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The fields of the header that the walk needs.
 #[derive(Debug, Clone)]
 pub struct Fields {
+    /// Base-2 logarithm of the cluster size.
     pub cluster_bits: u32,
+    /// Bytes of the virtual disk.
     pub size: u64,
+    /// Entries of the L1 table.
     pub l1_size: u64,
+    /// Where it begins.
     pub l1_offset: u64,
+    /// Where the refcount table begins.
     pub refcount_table: u64,
+    /// Its length in clusters.
     pub refcount_table_clusters: u64,
+    /// Number of snapshots.
     pub snapshots: u64,
+    /// Where their table begins.
     pub snapshots_offset: u64,
+    /// Extended L2 entries.
     pub extended: bool,
+    /// Base-2 logarithm of the bits of a refcount.
     pub refcount_order: u32,
 }
 
 impl Fields {
+    /// Those of an image.
+    #[must_use]
     pub fn read(bytes: &[u8]) -> Self {
         let version = be32(bytes, 4);
         Self {
@@ -34,34 +46,46 @@ impl Fields {
         }
     }
 
+    /// Bytes of a cluster.
+    #[must_use]
     pub fn cluster(&self) -> u64 {
         1 << self.cluster_bits
     }
 
+    /// Bytes of an L2 entry.
+    #[must_use]
     pub fn entry_bytes(&self) -> u64 {
         if self.extended { 16 } else { 8 }
     }
 
     /// Refcounts in one block.
+    #[must_use]
     pub fn per_block(&self) -> u64 {
         (self.cluster() * 8) >> self.refcount_order
     }
 }
 
+/// The COPIED flag of an entry.
 pub const COPIED: u64 = 1 << 63;
+/// The flag of a compressed cluster.
 pub const COMPRESSED: u64 = 1 << 62;
+/// The bits of an offset in an entry.
 pub const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
 /// Big-endian, zero beyond the end.
+#[must_use]
 pub fn be64(bytes: &[u8], at: u64) -> u64 {
     (0..8).fold(0, |value, n| value << 8 | u64::from(bytes.get((at + n) as usize).copied().unwrap_or(0)))
 }
 
+/// The same, with four bytes.
+#[must_use]
 pub fn be32(bytes: &[u8], at: u64) -> u64 {
     be64(bytes, at) >> 32
 }
 
 /// The host bytes of a compressed entry.
+#[must_use]
 pub fn compressed_range(entry: u64, cluster_bits: u32) -> (u64, u64) {
     let shift = 62 - (cluster_bits - 8);
     let offset = entry & ((1 << shift) - 1);
@@ -81,12 +105,15 @@ enum Kind {
 /// References counted and refcounts recorded, by host cluster.
 #[derive(Debug, Default)]
 pub struct Walk {
+    /// By host cluster.
     pub references: BTreeMap<u64, u64>,
+    /// By host cluster, those above 0.
     pub recorded: BTreeMap<u64, u64>,
 }
 
 impl Walk {
     /// Clusters of the first `clusters` whose refcount is too high.
+    #[must_use]
     pub fn leaks(&self, clusters: u64) -> u64 {
         let references = |cluster| self.references.get(&cluster).copied().unwrap_or(0);
         self.recorded.range(..clusters).filter(|&(&cluster, &n)| n > references(cluster)).count() as u64
@@ -120,6 +147,9 @@ struct Walker<'a> {
 
 /// Walks an image and judges it: refcounts that are too low, wrong COPIED flags, clusters that serve two purposes, and
 /// guest clusters that share a host cluster are errors. Leaks are not.
+///
+/// # Errors
+/// The first of these that is met.
 pub fn walk(bytes: &[u8]) -> Result<Walk, String> {
     let fields = Fields::read(bytes);
     let mut walker = Walker { bytes, fields, walk: Walk::default(), kinds: BTreeMap::new(), copied: Vec::new() };
