@@ -1,10 +1,10 @@
 //! Copying a part of a disk, counted in blocks, into another: `dd`.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use qcowkit_core::Result;
-use qcowkit_core::image::LayerFormat;
-use qcowkit_core::storage::ReadStorage;
+use qcowkit_core::image::{Image, LayerFormat};
+use qcowkit_core::storage::{ReadStorage, Storage};
 
 use crate::disk::Disk;
 use qcowkit_core::zeros::is_zero;
@@ -72,6 +72,57 @@ pub fn copy(from: &mut Disk, range: Range<u64>, to: &mut Disk) -> Result<()> {
         at += length;
     }
     Ok(())
+}
+
+/// Copies the disk of an image, which may lie on any storage, to a disk that was just made for it; packed with
+/// `compress`. One thread does it: [`mod@crate::convert`] is quicker where everything lies in files.
+///
+/// `progress` is told how many bytes are done, of how many, and can stop the copy; nothing is given back then.
+///
+/// # Errors
+/// When the image cannot be read, or the disk not be written.
+pub fn copy_image<S: Storage>(
+    from: &mut Image<S>,
+    to: &mut Disk,
+    compress: bool,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<Option<u64>> {
+    let used = to.format() == LayerFormat::Raw && to.file().capabilities().block_device;
+    let cluster = usize::try_from(to.cluster_size().unwrap_or(PIECE)).unwrap_or(SPARSE);
+    let size = from.virtual_size();
+    let mut buffer = vec![0u8; usize::try_from(PIECE.max(cluster as u64).min(size)).unwrap_or(0)];
+    let (mut at, mut written) = (0, 0);
+    while at < size {
+        if progress(at, size).is_break() {
+            return Ok(None);
+        }
+        let length = (buffer.len() as u64).min(size - at);
+        let extent = from.next_extent(at, size - at)?;
+        // Whole pieces, so that clusters are whole.
+        let zeros = if extent.is_zero() { extent.length - extent.length % buffer.len() as u64 } else { 0 };
+        if zeros > 0 || (extent.is_zero() && extent.length >= length) {
+            let zeros = zeros.max(length);
+            if used {
+                to.write_zeroes(at, zeros, true)?;
+            }
+            at += zeros;
+            continue;
+        }
+        let bytes = &mut buffer[..length as usize];
+        from.read_at(at, bytes)?;
+        match compress {
+            false => write_data(to, at, bytes, used)?,
+            true => {
+                for (number, packed) in bytes.chunks(cluster).enumerate().filter(|(_, bytes)| !is_zero(bytes)) {
+                    to.write_compressed(at + (number * cluster) as u64, packed)?;
+                }
+            }
+        }
+        written += length;
+        at += length;
+    }
+    let _ = progress(size, size);
+    Ok(Some(written))
 }
 
 /// Writes what is not zero, neighbours in one call.

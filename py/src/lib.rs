@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`image`] | the handle of an open image; its methods stand in several files, by subject |
 //! | [`opening`] | from arguments of Python to an open image: source, keys, files that it names |
+//! | [`create`] | making new images |
 //! | [`storage`] | one kind of storage for all sources: files, bytes, Python's file objects, edits in memory |
 //! | [`calls`] | what a call hears while it works: Ctrl-C, progress, exceptions of Python objects that it calls |
 //! | [`convert`] | reports as Python's own objects |
@@ -25,6 +26,7 @@
 
 mod calls;
 mod convert;
+mod create;
 mod error;
 mod image;
 mod opening;
@@ -37,6 +39,8 @@ mod _qcowkit {
     use pyo3::prelude::*;
     use qcowkit_core::ErrorKind;
 
+    #[pymodule_export]
+    use super::create::{create, format_of, parse_size};
     #[pymodule_export]
     use super::image::Image;
 

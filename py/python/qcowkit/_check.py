@@ -20,10 +20,10 @@ def unsigned(value: SupportsIndex, what: str) -> int:
     return number
 
 
-def word(value: str | bool | SupportsIndex) -> str:
+def word(value: str | bool | SupportsIndex, what: str = "an option") -> str:
     """The value of an option as QEMU spells it."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
         return "on" if value else "off"
-    return str(unsigned(value, "an option"))
+    return str(unsigned(value, what))

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from qcowkit._bitmaps import Bitmaps
 from qcowkit._bytes import GuestBytes
+from qcowkit._partitions import Partitions
+from qcowkit._save import Save
+from qcowkit._shape import Shape
+from qcowkit._snapshots import Snapshots
 
 __all__ = ["Image"]
 
 
-class Image(GuestBytes):
+class Image(GuestBytes, Snapshots, Bitmaps, Partitions, Shape, Save):
     """An open qcow2 image; made by :func:`qcowkit.open` and :func:`qcowkit.create`.
 
     Closing is explicit: by `close()`, or by `with`. Methods of a closed image raise `ValueError`, as those of Python's

@@ -124,10 +124,6 @@ def open(  # noqa: A001
     ...     image.size
     1073741824
     """
-    settings = {} if policy is None else DiscardPolicy.of(policy).options()
-    if cache_size is not None:
-        settings["l2-cache-size"] = word(cache_size)
-    settings.update({name: word(value) for name, value in (options or {}).items()})
     return Image(
         _qcowkit.Image(
             source,
@@ -136,9 +132,22 @@ def open(  # noqa: A001
             key=_asked(key),
             lock=lock,
             snapshot=snapshot,
-            options=list(settings.items()),
+            options=_settings(policy, cache_size, options),
         )
     )
+
+
+def _settings(
+    policy: PolicyLike | None,
+    cache_size: SupportsIndex | None,
+    options: Mapping[str, str | bool | int] | None,
+) -> list[tuple[str, str]]:
+    """The run-time options as QEMU spells them."""
+    settings = {} if policy is None else DiscardPolicy.of(policy).options()
+    if cache_size is not None:
+        settings["l2-cache-size"] = word(cache_size, "cache_size")
+    settings.update({name: word(value, name) for name, value in (options or {}).items()})
+    return list(settings.items())
 
 
 def _opener(backing: BackingLike) -> Any:

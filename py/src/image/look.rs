@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use qcowkit::info::{FileInfo, describe_in, file_info};
+use qcowkit_core::operations::partitions;
 use qcowkit_core::storage::ReadStorage;
 
 use super::Image;
@@ -22,8 +22,7 @@ impl Image {
             };
             describe_in(image, file, self.path.as_deref().unwrap_or(Path::new("")))
         })?;
-        let value = serde_json::to_value(info).map_err(|why| PyValueError::new_err(why.to_string()))?;
-        convert::to_python(py, &value)
+        convert::report(py, &info)
     }
 
     /// Bytes of the virtual disk.
@@ -60,5 +59,13 @@ impl Image {
     #[getter]
     fn locked(&self, py: Python<'_>) -> PyResult<bool> {
         self.with(py, |image| Ok(image.is_locked()))
+    }
+
+    /// The partition table of the disk, if it has one.
+    fn partitions<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let table = self.share(py, true, |image| {
+            partitions(image.virtual_size(), &mut |offset, into| image.read_at(offset, into))
+        })?;
+        convert::report(py, &table)
     }
 }

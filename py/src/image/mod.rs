@@ -1,7 +1,11 @@
 //! The handle of an open image. Its methods stand in files by subject.
 
+mod bitmaps;
 mod bytes;
 mod look;
+mod save;
+mod shape;
+mod snapshots;
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -192,11 +196,6 @@ impl Image {
         let alone = || self.having().as_mut().map(|open| open.image.alone(does));
         let done = calls::run(py, self.address(), reading, alone, |done| matches!(done, Some(Err(_))))?;
         self.unless_closed(py, done)
-    }
-
-    /// How the image was opened.
-    pub(crate) fn opening(&self) -> &Opening {
-        &self.opening
     }
 
     /// Refuses what would take away from under views of snapshots what they show.

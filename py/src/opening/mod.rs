@@ -136,10 +136,22 @@ impl Opening {
         if !options.read_only {
             repair_dirty(&store)?;
         }
-        self.open_as_is(store, options)
+        self.open_layer(store, options)
     }
 
-    fn open_as_is(&self, store: Store, options: OpenOptions) -> Result<StoreImage, OpenFailure> {
+    /// Opens an image for what it holds to be put into the layer `depth` layers down, which is opened for writing too.
+    ///
+    /// # Errors
+    /// As [`Opening::open`].
+    pub(crate) fn open_to_commit(&self, store: Store, depth: u32) -> Result<StoreImage, OpenFailure> {
+        self.open_layer(store, OpenOptions { writable_backing: Some(depth), ..self.options.clone() })
+    }
+
+    /// Opens an image with other options, as it is.
+    ///
+    /// # Errors
+    /// As [`Opening::open`].
+    pub(crate) fn open_layer(&self, store: Store, options: OpenOptions) -> Result<StoreImage, OpenFailure> {
         let mut opener = StoreOpener::new(self, &store)?;
         let identity = identity_of(&store);
         StoreImage::open_with(store, identity, options, &mut opener).map_err(|error| opener.blame(error))

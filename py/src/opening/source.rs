@@ -1,7 +1,7 @@
 //! What an image can be opened from.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pyo3::exceptions::PyTypeError;
@@ -12,6 +12,7 @@ use pyo3::types::{PyBytes, PyMemoryView};
 use qcowkit::open::{OpenRequest, open_file};
 use qcowkit_core::Error;
 use qcowkit_core::image::LayerFormat;
+use qcowkit_core::storage::ReadStorage;
 
 use super::Mode;
 use crate::storage::{ObjectStorage, Store};
@@ -52,6 +53,23 @@ impl Source {
             Self::Path(path) => Some(path.clone().into_os_string()),
             Self::Object(_, name) => name.clone(),
             Self::Bytes(_) => None,
+        }
+    }
+
+    /// The path, if it is one.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            Self::Bytes(_) | Self::Object(..) => None,
+        }
+    }
+
+    /// Whether making an image here would replace something.
+    pub(crate) fn holds_something(&self) -> bool {
+        match self {
+            Self::Path(path) => path.metadata().is_ok_and(|there| there.is_file() && there.len() > 0),
+            Self::Bytes(_) => false,
+            Self::Object(object, _) => object.is_empty().is_ok_and(|empty| !empty),
         }
     }
 

@@ -2,7 +2,6 @@
 
 mod object;
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::pybacked::PyBackedBytes;
@@ -56,11 +55,6 @@ impl Store {
             Self::Scratch(overlay) => Some(lock(overlay)),
             Self::File(_) | Self::Bytes(_) | Self::Object(_) => None,
         }
-    }
-
-    /// Where names of other files are relative to.
-    pub(crate) fn place(&self) -> Option<Arc<Path>> {
-        self.file().map(|file| file.path().into())
     }
 }
 
