@@ -14,7 +14,6 @@
 //! | [`mod@commit`] | putting what an image holds into a layer below |
 //! | [`mod@compare`] | whether two disks hold the same |
 //! | [`bitmaps`] | copying dirty bitmaps into another image |
-//! | [`trim`] | discarding ranges, and telling what became of them |
 //! | [`lock`] | image locks, shared with QEMU |
 //! | [`extents`] | where the file system keeps a file |
 //! | [`analyze`] | where the space of an image file went |
@@ -51,7 +50,8 @@ pub mod open;
 pub mod options;
 pub mod shared;
 pub mod status;
-pub mod trim;
+/// Discarding ranges of an image, and telling what became of them.
+pub use qcowkit_core::operations::trim;
 
 /// The README's examples compile and run.
 #[cfg(doctest)]

@@ -10,6 +10,8 @@
 //! | [`lab`] | replays a workload under several policies and compares what became of the image |
 //! | [`mod@partitions`] | the partition table of the guest disk |
 //! | [`repair`] | plans what would make a broken image sound, and carries it out |
+//! | [`status`] | what each part of a disk is, as QEMU tells it |
+//! | [`mod@trim`] | discarding ranges, and telling what became of them |
 //! | [`walk`](mod@walk) | visits every reference to a host range; the one walk that the others stand on |
 //! | [`analyze`](mod@analyze) | where the space of an image went, and how it lies |
 //! | [`inspect`] | every structure as it is, also of broken images |
@@ -24,7 +26,9 @@ pub mod lab;
 pub mod measure;
 pub mod partitions;
 pub mod repair;
+pub mod status;
 mod tables;
+pub mod trim;
 pub mod walk;
 
 pub use analyze::{Analysis, AnalyzeOptions, analyze};

@@ -1,12 +1,12 @@
 //! Discarding ranges of an image, for real or for show, and telling what became of them.
 
-use qcowkit_core::Result;
-use qcowkit_core::image::{Content, Image};
-use qcowkit_core::storage::{CountingStorage, Storage};
-use serde::Serialize;
+use crate::error::Result;
+use crate::image::{Content, Image};
+use crate::storage::{CountingStorage, Storage};
 
 /// A range of the virtual disk, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct GuestRange {
     /// First byte.
     pub offset: u64,
@@ -15,7 +15,8 @@ pub struct GuestRange {
 }
 
 /// Guest bytes by what the image itself (not its backing files) says of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct StateBytes {
     /// Data in host clusters.
     pub data: u64,
@@ -38,12 +39,13 @@ impl StateBytes {
             Content::Zero { host_offset: None } => &mut self.zero,
             Content::Unallocated => &mut self.unallocated,
         };
-        *counter += length;
+        *counter = counter.saturating_add(length);
     }
 }
 
 /// What discards did, or would do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct TrimReport {
     /// Ranges.
     pub ranges: u64,
@@ -68,16 +70,16 @@ pub fn trim<S: Storage>(
     ranges: &[GuestRange],
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<TrimReport> {
-    let mut report = TrimReport { ranges: ranges.len() as u64, ..TrimReport::default() };
+    let mut report = TrimReport { ranges: u64::try_from(ranges.len()).unwrap_or(u64::MAX), ..TrimReport::default() };
     for range in ranges {
-        report.requested_bytes += range.length;
+        report.requested_bytes = report.requested_bytes.saturating_add(range.length);
         report.before.add(image, *range)?;
     }
     image.storage().reset();
-    let mut done = 0;
+    let mut done = 0u64;
     for range in ranges {
         image.discard(range.offset, range.length)?;
-        done += range.length;
+        done = done.saturating_add(range.length);
         progress(done, report.requested_bytes);
     }
     image.flush()?;
@@ -99,9 +101,34 @@ impl StateBytes {
         while rest > 0 {
             let extent = image.next_local_extent(at, rest)?;
             self.count(extent.content, extent.length);
-            at += extent.length;
-            rest -= extent.length;
+            at = at.saturating_add(extent.length);
+            rest = rest.saturating_sub(extent.length);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::CreateOptions;
+    use crate::storage::MemoryStorage;
+
+    #[test]
+    fn ranges_are_told_before_and_after() {
+        let storage = CountingStorage::new(MemoryStorage::new());
+        let mut image = Image::create(storage, 1 << 20, &CreateOptions::default()).unwrap();
+        image.write_at(0, &[1; 128 << 10]).unwrap();
+        let range = GuestRange { offset: 0, length: 192 << 10 };
+        let report = trim(&mut image, &[range], &mut |_, _| ()).unwrap();
+        assert_eq!((report.before.data, report.before.unallocated), (128 << 10, 64 << 10));
+        assert_eq!((report.after.data, report.host_discards), (0, 128 << 10));
+
+        let beyond = GuestRange { offset: 1 << 20, length: 1 };
+        image.write_at(0, &[1]).unwrap();
+        assert!(trim(&mut image, &[range, beyond], &mut |_, _| ()).is_err());
+        let mut byte = [0];
+        image.read_at(0, &mut byte).unwrap();
+        assert_eq!(byte, [1], "nothing is discarded before all ranges are looked at");
     }
 }
