@@ -52,7 +52,7 @@ export interface LabConfig {
   cluster_size?: number;
   extended_l2?: boolean;
   preallocation?: "off" | "metadata" | "falloc" | "full";
-  allocation?: "qemu" | "fill_holes" | "near";
+  allocation?: "qemu" | "fill-holes" | "near";
   quarantine_bytes?: number;
 }
 

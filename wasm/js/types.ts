@@ -134,7 +134,7 @@ export interface OpenOptions extends DiscardPolicy {
   /** Zeros in writes: written (`off`, default), made write-zeroes (`on`), made write-zeroes that may unmap. */
   readonly detect_zeroes?: "off" | "on" | "unmap";
   /** Where new clusters are taken from. Default: `qemu`. */
-  readonly allocation?: "qemu" | "fill_holes" | "near";
+  readonly allocation?: "qemu" | "fill-holes" | "near";
   /** How many bytes of memory edits may take; a write beyond that fails with code `no_space`. Default: 1 GiB. */
   readonly max_edit_bytes?: number;
 }
@@ -167,7 +167,7 @@ export type Progress = (done: number) => void;
 
 /** Limits that the module sets beyond those of the format; every refusal names its limit. */
 export interface Limits {
-  /** The largest integer that a `number` holds exactly, plus one: offsets and sizes from there on are refused. */
+  /** The largest integer that every `number` up to it holds exactly, 2^53 - 1: larger offsets and sizes are refused. */
   readonly max_offset: number;
   /** The most bytes that one `read` returns. */
   readonly max_read_bytes: number;

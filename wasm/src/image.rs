@@ -1,119 +1,197 @@
-//! The handle of an open image.
+//! The handle of an open image: made, opened, told of, closed.
 
-use js_sys::Uint8Array;
-use qcowkit_core::image::OpenOptions;
+use std::rc::Rc;
+
+use qcowkit_core::image::{Image, OpenOptions};
 use qcowkit_core::operations::info::ImageInfo;
-use qcowkit_core::storage::MemoryStorage;
-use serde::Serialize;
+use qcowkit_core::operations::read_header;
+use qcowkit_core::storage::{CountingStorage, OverlayMark, ReadStorage};
+use qcowkit_core::{Error, ErrorKind, Result};
 use wasm_bindgen::prelude::*;
 
-use crate::error;
+use crate::error::{self, outcome};
+use crate::json;
+use crate::open::{self, Setup};
+use crate::options::{Options, Thrown, bytes, number};
+use crate::source::Base;
+use crate::store::{Edits, Store};
 
-#[wasm_bindgen(typescript_custom_section)]
-const TYPES: &str = r#"
-/** What an image says of itself, with the names of `qemu-img info --output=json`. Sizes are in bytes. */
-export interface ImageInfo {
-  "format": "qcow2";
-  "virtual-size": number;
-  "cluster-size": number;
-  "dirty-flag": boolean;
-  "encrypted"?: true;
-  "backing-filename"?: string;
-  "backing-filename-format"?: string;
-  "snapshots"?: SnapshotInfo[];
-  "format-specific": { "type": "qcow2"; "data": Qcow2Info };
-}
-
-/** What only qcow2 images have. */
-export interface Qcow2Info {
-  "compat": "0.10" | "1.1";
-  "compression-type": string;
-  "refcount-bits": number;
-  "lazy-refcounts"?: boolean;
-  "corrupt"?: boolean;
-  "extended-l2"?: boolean;
-  "data-file"?: string;
-  "data-file-raw"?: boolean;
-  "encrypt"?: {
-    "format": "aes" | "luks";
-    "cipher-alg"?: string;
-    "cipher-mode"?: string;
-    "ivgen-alg"?: string;
-    "ivgen-hash-alg"?: string;
-    "hash-alg"?: string;
-    "detached-header"?: boolean;
-    "uuid"?: string;
-    "payload-offset"?: number;
-    "master-key-iters"?: number;
-    "slots"?: { "active": boolean; "key-offset": number; "iters"?: number; "stripes"?: number }[];
-  };
-  "bitmaps"?: BitmapInfo[];
-}
-
-/** An internal snapshot. */
-export interface SnapshotInfo {
-  "id": string;
-  "name": string;
-  "vm-state-size": number;
-  "date-sec": number;
-  "date-nsec": number;
-  "vm-clock-sec": number;
-  "vm-clock-nsec": number;
-  "icount"?: number;
-}
-
-/** A persistent bitmap. */
-export interface BitmapInfo {
-  "name": string;
-  "granularity": number;
-  "flags": ("in-use" | "auto")[];
-}
-"#;
-
-/// An open image. It holds memory until `close()`, or `free()`, or the end of a `using` block.
+/// What is behind the class `Image` of the TypeScript layer, which documents it.
 #[wasm_bindgen]
-#[derive(Debug)]
-pub struct Image {
+pub struct RawImage {
     /// Empty once it is closed.
-    image: Option<qcowkit_core::image::Image<MemoryStorage>>,
+    open: Option<Open>,
+}
+
+/// An open image.
+pub(crate) struct Open {
+    pub(crate) edits: Rc<Edits>,
+    pub(crate) setup: Setup,
+    /// The disk; opened again when it is needed after the file was changed below it.
+    disk: Option<Image<Store>>,
+    /// Why it cannot be opened, found out once.
+    problem: Option<Error>,
+    pub(crate) marks: Vec<(u32, OverlayMark)>,
+    pub(crate) next_mark: u32,
+}
+
+impl Open {
+    fn new(edits: Rc<Edits>, setup: Setup) -> Self {
+        Self { edits, setup, disk: None, problem: None, marks: Vec::new(), next_mark: 1 }
+    }
+
+    /// The file as edited, with counters of its own.
+    pub(crate) fn store(&self) -> Store {
+        CountingStorage::new(Rc::clone(&self.edits))
+    }
+
+    /// Opens the disk, under other options than the image's perhaps.
+    pub(crate) fn open_disk(&self, store: Store, options: OpenOptions) -> Result<Image<Store>> {
+        let image = Image::open_with(store, self.setup.identity.clone(), options, &mut self.setup.files.clone())?;
+        if image.virtual_size() >= json::MAX_EXACT {
+            let size = image.virtual_size();
+            let message = format!("the virtual disk has {size} bytes; JavaScript counts exactly below 2^53 only");
+            return Err(Error::new(ErrorKind::Limit(message)));
+        }
+        Ok(image)
+    }
+
+    /// The disk.
+    pub(crate) fn disk(&mut self) -> Result<&mut Image<Store>> {
+        if let Some(problem) = &self.problem {
+            return Err(problem.clone());
+        }
+        if self.disk.is_none() {
+            match self.open_disk(self.store(), self.setup.options.clone()) {
+                Ok(disk) => self.disk = Some(disk),
+                Err(why) => {
+                    self.problem = Some(why.clone());
+                    return Err(why);
+                }
+            }
+        }
+        match &mut self.disk {
+            Some(disk) => Ok(disk),
+            None => Err(Error::invalid("the disk is not open")),
+        }
+    }
+
+    /// Writes everything to the file as edited, so that what looks at the file sees it. A file that cannot be opened as
+    /// a disk is as it is.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        match &mut self.disk {
+            Some(disk) => disk.finish(),
+            None => Ok(()),
+        }
+    }
+
+    /// The file is about to be changed below the disk, or was.
+    pub(crate) fn leave_disk(&mut self) {
+        self.disk = None;
+        self.problem = None;
+    }
+
+    pub(crate) fn writable(&self) -> Result<()> {
+        if self.setup.options.read_only { Err(ErrorKind::ReadOnly.into()) } else { Ok(()) }
+    }
+}
+
+impl RawImage {
+    pub(crate) fn of(open: Open) -> Self {
+        Self { open: Some(open) }
+    }
+
+    pub(crate) fn open_ref(&self) -> Thrown<&Open> {
+        self.open.as_ref().ok_or_else(|| error::closed("image"))
+    }
+
+    pub(crate) fn open_mut(&mut self) -> Thrown<&mut Open> {
+        self.open.as_mut().ok_or_else(|| error::closed("image"))
+    }
+
+    /// Does something with the disk.
+    pub(crate) fn with_disk<T>(&mut self, work: impl FnOnce(&mut Image<Store>) -> Result<T>) -> Thrown<T> {
+        let open = self.open_mut()?;
+        outcome(open.disk().and_then(work))
+    }
+
+    /// Does something with the file as edited.
+    pub(crate) fn with_file<T>(&mut self, work: impl FnOnce(&Store) -> Result<T>) -> Thrown<T> {
+        let open = self.open_mut()?;
+        let store = open.store();
+        outcome(open.settle().and_then(|()| work(&store)))
+    }
 }
 
 #[wasm_bindgen]
-impl Image {
-    /// Opens the image that these bytes are, to look at it. The bytes are copied; no file that the image names is
-    /// opened.
-    ///
-    /// # Errors
-    /// A `QcowError`: `not_qcow2`, `corrupt`, `unsupported` (the features are named), `limit`.
-    pub fn open(bytes: &Uint8Array) -> Result<Image, JsValue> {
-        let storage = MemoryStorage::from_bytes(&bytes.to_vec());
-        let options = OpenOptions::default().read_only().metadata_only();
-        let image = qcowkit_core::image::Image::open(storage, options).map_err(|why| error::thrown(&why))?;
-        Ok(Self { image: Some(image) })
+impl RawImage {
+    pub fn create(size: f64, options: &JsValue) -> Thrown<RawImage> {
+        let size = bytes(size, "size")?;
+        let mut given = Options::new(options)?;
+        let setup = Setup::read(&mut given)?;
+        let create = open::new_image(&mut given)?;
+        given.finish()?;
+        let edits = outcome(Edits::new(Base::empty(), setup.max_edit_bytes).map_err(Error::from))?;
+        let store = CountingStorage::new(Rc::clone(&edits));
+        outcome(Image::create(store, size, &create).and_then(Image::close).map(drop))?;
+        Self::begin(Open::new(edits, setup))
     }
 
-    /// What the image says of itself.
-    ///
-    /// # Errors
-    /// A `QcowError`: `closed`; `corrupt` when a table that has to be read makes no sense; `limit` when a number is
-    /// beyond 2^53.
-    #[wasm_bindgen(unchecked_return_type = "ImageInfo")]
-    pub fn info(&self) -> Result<JsValue, JsValue> {
-        let image = self.image.as_ref().ok_or_else(error::closed)?;
-        let info = ImageInfo::read(image.header(), image.storage()).map_err(|why| error::thrown(&why))?;
-        // Numbers beyond 2^53 are refused by the serializer: a wrong size is worse than none.
-        info.serialize(&serde_wasm_bindgen::Serializer::json_compatible()).map_err(|why| error::limit(&why.to_string()))
+    pub fn open(input: &JsValue, options: &JsValue) -> Thrown<RawImage> {
+        let mut given = Options::new(options)?;
+        let setup = Setup::read(&mut given)?;
+        given.finish()?;
+        let base = Base::of(input)?;
+        let edits = outcome(Edits::new(base, setup.max_edit_bytes).map_err(Error::from))?;
+        Self::begin(Open::new(edits, setup))
     }
 
-    /// Whether the image is closed.
-    #[wasm_bindgen(getter)]
-    #[must_use]
+    fn begin(mut open: Open) -> Thrown<RawImage> {
+        match open.disk().map(drop) {
+            Err(_) if open.setup.tolerant && !error::interrupted() => {}
+            other => outcome(other)?,
+        }
+        Ok(Self::of(open))
+    }
+
+    pub fn virtual_size(&mut self) -> Thrown<f64> {
+        Ok(self.open_mut()?.disk().map_or(0.0, |disk| number(disk.virtual_size())))
+    }
+
+    pub fn cluster_size(&mut self) -> Thrown<f64> {
+        Ok(self.open_mut()?.disk().map_or(0.0, |disk| number(disk.geometry().cluster_size())))
+    }
+
+    pub fn file_length(&self) -> Thrown<f64> {
+        outcome(self.open_ref()?.edits.len().map_err(Error::from)).map(number)
+    }
+
+    pub fn read_only(&self) -> Thrown<bool> {
+        Ok(self.open_ref()?.setup.options.read_only)
+    }
+
+    pub fn problem(&mut self) -> Thrown<JsValue> {
+        Ok(self.open_mut()?.disk().err().as_ref().map_or(JsValue::UNDEFINED, error::thrown))
+    }
+
+    pub fn edit_bytes(&self) -> Thrown<f64> {
+        Ok(number(self.open_ref()?.edits.overlay().memory_bytes()))
+    }
+
     pub fn closed(&self) -> bool {
-        self.image.is_none()
+        self.open.is_none()
     }
 
-    /// Gives the memory back; closing again does nothing.
+    pub fn info(&mut self) -> Thrown<String> {
+        self.with_file(|store| Ok(json::text(&ImageInfo::read(&read_header(store)?, store)?)))
+    }
+
+    pub fn flush(&mut self) -> Thrown<()> {
+        let open = self.open_mut()?;
+        outcome(open.settle())
+    }
+
     pub fn close(&mut self) {
-        self.image = None;
+        self.open = None;
     }
 }

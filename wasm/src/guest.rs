@@ -1,0 +1,152 @@
+//! The guest's bytes: read, written, discarded; the size of the disk, and where its parts are.
+
+use std::rc::Rc;
+
+use qcowkit_core::image::OpenOptions;
+use qcowkit_core::operations::status::Statuses;
+use qcowkit_core::operations::trim::{GuestRange, TrimReport, trim};
+use qcowkit_core::storage::{CountingStorage, ReadStorage};
+use qcowkit_core::{Error, ErrorKind, Result};
+use serde::Serialize;
+use wasm_bindgen::prelude::*;
+
+use crate::error::outcome;
+use crate::image::{Open, RawImage};
+use crate::json;
+use crate::limits::{MAX_READ_BYTES, MAX_ROWS, limit};
+use crate::open::{self, range};
+use crate::options::{Options, Thrown, bytes, invalid};
+
+/// What discards did, or would do.
+#[derive(Serialize)]
+struct DiscardReport {
+    dry_run: bool,
+    #[serde(flatten)]
+    trim: TrimReport,
+    file_length_before: u64,
+    file_length_after: u64,
+}
+
+#[wasm_bindgen]
+impl RawImage {
+    pub fn read(&mut self, offset: f64, length: f64) -> Thrown<Vec<u8>> {
+        let (offset, length) = range(offset, length)?;
+        self.with_disk(|disk| {
+            if length > MAX_READ_BYTES {
+                return Err(limit("one read", "max_read_bytes", MAX_READ_BYTES));
+            }
+            // Before memory is taken.
+            if offset.saturating_add(length) > disk.virtual_size() {
+                return Err(Error::new(ErrorKind::OutOfRange).at_guest(offset));
+            }
+            let mut into = vec![0; length as usize];
+            disk.read_at(offset, &mut into)?;
+            Ok(into)
+        })
+    }
+
+    pub fn write(&mut self, offset: f64, from: &[u8]) -> Thrown<()> {
+        let offset = bytes(offset, "offset")?;
+        self.with_disk(|disk| disk.write_at(offset, from))
+    }
+
+    pub fn write_zeroes(&mut self, offset: f64, length: f64, options: &JsValue) -> Thrown<()> {
+        let (offset, length) = range(offset, length)?;
+        let mut given = Options::new(options)?;
+        let unmap = given.flag("unmap")?.unwrap_or(true);
+        given.finish()?;
+        self.with_disk(|disk| disk.write_zeroes(offset, length, unmap))
+    }
+
+    pub fn discard(&mut self, columns: &[f64], policy: &JsValue, dry_run: bool) -> Thrown<String> {
+        let mut ranges = Vec::with_capacity(columns.len() / 2);
+        for pair in columns.chunks_exact(2) {
+            let (offset, length) = range(pair[0], pair[1])?;
+            ranges.push(GuestRange { offset, length });
+        }
+        let open = self.open_mut()?;
+        let mut options = open.setup.options.clone();
+        let own = policy.is_undefined();
+        if !own {
+            let mut given = Options::new(policy)?;
+            open::policy(&mut given, &mut options)?;
+            given.finish()?;
+        }
+        if dry_run {
+            options.read_only = false;
+            return outcome(open.would_discard(&ranges, options)).map(|report| json::text(&report));
+        }
+        outcome(open.discard(&ranges, (!own).then_some(options))).map(|report| json::text(&report))
+    }
+
+    pub fn resize(&mut self, size: f64, options: &JsValue) -> Thrown<()> {
+        let size = bytes(size, "size")?;
+        let mut given = Options::new(options)?;
+        let shrink = given.flag("shrink")?.unwrap_or(false);
+        let mode = given.choice("preallocation", &open::PREALLOCATION)?.unwrap_or_default();
+        given.finish()?;
+        let now = self.with_disk(|disk| Ok(disk.virtual_size()))?;
+        if size < now && !shrink {
+            return Err(invalid("a smaller disk loses what lies behind its new end: the option shrink says that it may"));
+        }
+        self.with_disk(|disk| disk.resize_with(size, mode))
+    }
+
+    pub fn map(&mut self, options: &JsValue) -> Thrown<String> {
+        let mut given = Options::new(options)?;
+        let start = given.number("offset")?.unwrap_or(0);
+        let length = given.number("length")?;
+        given.finish()?;
+        self.with_disk(|disk| {
+            let size = disk.virtual_size();
+            let end = length.map_or(size, |length| start.saturating_add(length)).min(size);
+            let mut statuses = Statuses::new(disk);
+            let mut rows = Vec::new();
+            let mut at = start;
+            while at < end {
+                if rows.len() as u64 >= MAX_ROWS {
+                    return Err(limit("one map", "max_rows", MAX_ROWS).at_guest(at));
+                }
+                let run = statuses.next_merged(at, end - at)?;
+                at += run.length;
+                rows.push(run);
+            }
+            Ok(json::text(&rows))
+        })
+    }
+}
+
+impl Open {
+    /// Discards on a copy, which is then forgotten.
+    fn would_discard(&mut self, ranges: &[GuestRange], options: OpenOptions) -> Result<DiscardReport> {
+        self.settle()?;
+        let file_length_before = self.edits.len()?;
+        let copy = self.edits.fork()?;
+        let mut disk = self.open_disk(CountingStorage::new(Rc::clone(&copy)), options)?;
+        let trim = trim(&mut disk, ranges, &mut |_, _| ())?;
+        disk.finish()?;
+        Ok(DiscardReport { dry_run: true, trim, file_length_before, file_length_after: copy.len()? })
+    }
+
+    /// Discards; under a policy of its own, on a disk that is opened for that.
+    fn discard(&mut self, ranges: &[GuestRange], options: Option<OpenOptions>) -> Result<DiscardReport> {
+        self.settle()?;
+        let file_length_before = self.edits.len()?;
+        let trim = match options {
+            None => {
+                let disk = self.disk()?;
+                let trim = trim(disk, ranges, &mut |_, _| ())?;
+                disk.finish()?;
+                trim
+            }
+            Some(options) => {
+                self.leave_disk();
+                let mut disk = self.open_disk(self.store(), options)?;
+                let trim = trim(&mut disk, ranges, &mut |_, _| ())?;
+                disk.finish()?;
+                trim
+            }
+        };
+        Ok(DiscardReport { dry_run: false, trim, file_length_before, file_length_after: self.edits.len()? })
+    }
+}

@@ -1,0 +1,132 @@
+//! Options from JavaScript: plain objects, whose members are read by name. A member that nobody asked for is refused.
+
+use js_sys::{Function, Object, Reflect, Uint8Array};
+use qcowkit_core::{Error, ErrorKind};
+use wasm_bindgen::prelude::*;
+
+use crate::error;
+use crate::json::MAX_EXACT;
+
+/// What binding functions return.
+pub(crate) type Thrown<T> = Result<T, JsValue>;
+
+/// A byte offset or length from JavaScript.
+///
+/// # Errors
+/// `limit` from 2^53 on, `invalid_argument` for what is no integer from 0 up.
+pub(crate) fn bytes(value: f64, what: &str) -> Thrown<u64> {
+    // NaN is neither.
+    if !(value >= 0.0 && value.fract() == 0.0) {
+        return Err(invalid(format!("{what} must be an integer from 0 up, not {}", shown(value))));
+    }
+    if value >= MAX_EXACT as f64 {
+        let message = format!("{what}: JavaScript's numbers are exact below 2^53 = 9007199254740992 only");
+        return Err(error::thrown(&Error::new(ErrorKind::Limit(message))));
+    }
+    Ok(value as u64)
+}
+
+/// A number of the core as JavaScript's; exact below 2^53, as all are that were admitted.
+pub(crate) fn number(value: u64) -> f64 {
+    value as f64
+}
+
+/// The error for a wrong argument.
+pub(crate) fn invalid(message: impl Into<String>) -> JsValue {
+    error::thrown(&Error::invalid(message))
+}
+
+/// A number as JavaScript writes it: formatting floating point would cost 20 kB of the module.
+fn shown(value: f64) -> String {
+    JsValue::from_f64(value).as_string().unwrap_or_else(|| js_sys::JsString::from(JsValue::from_f64(value)).into())
+}
+
+/// The options of one call.
+pub(crate) struct Options<'a> {
+    /// `undefined` without any.
+    object: &'a JsValue,
+    asked: Vec<&'static str>,
+}
+
+impl<'a> Options<'a> {
+    /// Of an argument that may be left out.
+    pub(crate) fn new(object: &'a JsValue) -> Thrown<Self> {
+        if !object.is_undefined() && !object.is_object() {
+            return Err(invalid("options must be an object"));
+        }
+        Ok(Self { object, asked: Vec::new() })
+    }
+
+    /// A member; `None` where it is missing, undefined or null.
+    pub(crate) fn value(&mut self, name: &'static str) -> Option<JsValue> {
+        self.asked.push(name);
+        if self.object.is_undefined() {
+            return None;
+        }
+        Reflect::get(self.object, &name.into()).ok().filter(|value| !value.is_undefined() && !value.is_null())
+    }
+
+    pub(crate) fn flag(&mut self, name: &'static str) -> Thrown<Option<bool>> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        value.as_bool().map(Some).ok_or_else(|| invalid(format!("{name} must be true or false")))
+    }
+
+    /// A number of bytes, or another integer from 0 up.
+    pub(crate) fn number(&mut self, name: &'static str) -> Thrown<Option<u64>> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        let value = value.as_f64().ok_or_else(|| invalid(format!("{name} must be a number")))?;
+        bytes(value, name).map(Some)
+    }
+
+    pub(crate) fn small(&mut self, name: &'static str) -> Thrown<Option<u32>> {
+        let Some(value) = self.number(name)? else { return Ok(None) };
+        u32::try_from(value).map(Some).map_err(|_| invalid(format!("{name} must be below 2^32")))
+    }
+
+    pub(crate) fn text(&mut self, name: &'static str) -> Thrown<Option<String>> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        value.as_string().map(Some).ok_or_else(|| invalid(format!("{name} must be a string")))
+    }
+
+    pub(crate) fn function(&mut self, name: &'static str) -> Thrown<Option<Function>> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        value.dyn_into().map(Some).map_err(|_| invalid(format!("{name} must be a function")))
+    }
+
+    /// Bytes, or a text as UTF-8.
+    pub(crate) fn secret(&mut self, name: &'static str) -> Thrown<Option<Vec<u8>>> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        match (value.as_string(), value.dyn_ref::<Uint8Array>()) {
+            (Some(text), _) => Ok(Some(text.into_bytes())),
+            (None, Some(bytes)) => Ok(Some(bytes.to_vec())),
+            (None, None) => Err(invalid(format!("{name} must be a string or a Uint8Array"))),
+        }
+    }
+
+    /// One of several words.
+    pub(crate) fn choice<T: Copy>(&mut self, name: &'static str, words: &[(&str, T)]) -> Thrown<Option<T>> {
+        let Some(word) = self.text(name)? else { return Ok(None) };
+        let found = words.iter().find(|(known, _)| *known == word).map(|(_, value)| *value);
+        found.map(Some).ok_or_else(|| {
+            let known: Vec<&str> = words.iter().map(|(known, _)| *known).collect();
+            invalid(format!("{name} must be one of {}, not '{word}'", known.join(", ")))
+        })
+    }
+
+    /// Refuses members that nobody asked for.
+    pub(crate) fn finish(self) -> Thrown<()> {
+        let Some(object) = self.object.dyn_ref::<Object>() else { return Ok(()) };
+        for key in Object::keys(object).iter() {
+            let key = key.as_string().unwrap_or_default();
+            if !self.asked.contains(&key.as_str()) {
+                return Err(invalid(format!("there is no option '{key}'; there are {}", self.asked.join(", "))));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sets a member of an object that was just made: nothing can refuse it.
+pub(crate) fn set(object: &Object, name: &str, value: &JsValue) {
+    let _ = Reflect::set(object, &name.into(), value);
+}

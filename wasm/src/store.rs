@@ -1,0 +1,93 @@
+//! The one storage of all images here: what it was opened on, under edits in memory, of which there can be so many.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use qcowkit_core::storage::{
+    Capabilities, CountingStorage, OverlayStorage, ReadStorage, Storage, StorageError, StorageErrorKind, StorageExtent,
+    ZeroMode,
+};
+
+use crate::source::Base;
+
+/// What images are made of here. Clones are the same storage.
+pub(crate) type Store = CountingStorage<Rc<Edits>>;
+
+/// Bytes of memory that edits may take, unless told otherwise: a quarter of what a module can have.
+pub(crate) const MAX_EDIT_BYTES: u64 = 1 << 30;
+
+/// Edits over a base.
+#[derive(Debug)]
+pub(crate) struct Edits {
+    overlay: OverlayStorage<Rc<Base>>,
+    most: u64,
+    /// Bytes that can be written before memory is counted again, which takes time.
+    spare: Cell<u64>,
+}
+
+impl Edits {
+    pub(crate) fn new(base: Rc<Base>, most: u64) -> Result<Rc<Self>, StorageError> {
+        Ok(Rc::new(Self { overlay: OverlayStorage::new(base)?, most, spare: Cell::new(0) }))
+    }
+
+    /// Another storage with the same bytes, whose edits are its own from now on.
+    pub(crate) fn fork(&self) -> Result<Rc<Self>, StorageError> {
+        let copy = Self::new(Rc::clone(self.overlay.base()), self.most)?;
+        copy.overlay.restore(&self.overlay.mark());
+        Ok(copy)
+    }
+
+    pub(crate) fn overlay(&self) -> &OverlayStorage<Rc<Base>> {
+        &self.overlay
+    }
+
+    /// Refuses a write for which there is no memory. Rewriting in place counts as new between two countings, no more.
+    fn admit(&self, length: u64) -> Result<(), StorageError> {
+        if length > self.spare.get() {
+            let left = self.most.saturating_sub(self.overlay.memory_bytes());
+            if length > left {
+                return Err(StorageError::new(StorageErrorKind::NoSpace, "keep more edits in memory (max_edit_bytes)"));
+            }
+            self.spare.set(length.max(left / 16));
+        }
+        self.spare.set(self.spare.get() - length);
+        Ok(())
+    }
+}
+
+impl ReadStorage for Edits {
+    fn len(&self) -> Result<u64, StorageError> {
+        self.overlay.len()
+    }
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), StorageError> {
+        self.overlay.read_at(offset, into)
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.overlay.capabilities()
+    }
+    fn next_extent(&self, offset: u64) -> Result<StorageExtent, StorageError> {
+        self.overlay.next_extent(offset)
+    }
+}
+
+impl Storage for Edits {
+    fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), StorageError> {
+        self.admit(from.len() as u64)?;
+        self.overlay.write_at(offset, from)
+    }
+    fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<(), StorageError> {
+        self.overlay.write_zeroes(offset, length, mode)
+    }
+    fn discard(&self, offset: u64, length: u64) -> Result<(), StorageError> {
+        self.overlay.discard(offset, length)
+    }
+    fn set_len(&self, length: u64) -> Result<(), StorageError> {
+        self.overlay.set_len(length)
+    }
+    fn allocate(&self, offset: u64, length: u64) -> Result<(), StorageError> {
+        self.overlay.allocate(offset, length)
+    }
+    fn barrier(&self) -> Result<(), StorageError> {
+        self.overlay.barrier()
+    }
+}
