@@ -142,6 +142,25 @@ pub enum Structure {
 }
 
 impl Structure {
+    /// Every structure.
+    pub const ALL: [Self; 15] = [
+        Self::Header,
+        Self::HeaderExtension,
+        Self::L1Table,
+        Self::L2Table,
+        Self::RefcountTable,
+        Self::RefcountBlock,
+        Self::DataCluster,
+        Self::CompressedCluster,
+        Self::SnapshotTable,
+        Self::BitmapDirectory,
+        Self::BitmapTable,
+        Self::BitmapData,
+        Self::CryptoHeader,
+        Self::BackingFile,
+        Self::DataFile,
+    ];
+
     /// The structure's name for programs, the same as in JSON.
     #[must_use]
     pub const fn code(self) -> &'static str {

@@ -2,7 +2,7 @@
 
 import { RawImage } from "../pkg/qcowkit.js";
 import type { ClusterMap, ClusterRun, Part } from "./clusters.types.js";
-import type { PartitionReport } from "./partitions.types.js";
+import type { PartitionTable } from "./partitions.types.js";
 import type {
   Analysis, Audit, BitmapSummary, CheckReport, DiscardReport, EntryRange, FieldList, HostReport, ImageInfo, Inspected,
   InspectName, LayerPath, ListedSnapshot, MapRun, Region, RepairPlan, Shown,
@@ -161,8 +161,8 @@ export class Image implements Disposable {
     return value(this.#raw.analyze(options));
   }
 
-  /** The partitions of the disk. */
-  partitions(): PartitionReport {
+  /** The partition table of the disk; null where it has none. */
+  partitions(): PartitionTable | null {
     return value(this.#raw.partitions());
   }
 

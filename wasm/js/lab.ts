@@ -1,6 +1,6 @@
 /** The discard lab: what a workload does to an image under each policy. No guest data are stored or read. @module */
 
-import { RawReplay, RawTrace } from "../pkg/qcowkit.js";
+import { RawDisk, RawReplay, RawTrace } from "../pkg/qcowkit.js";
 import type { Image } from "./image.js";
 import type {
   ChurnOptions, FrameOptions, LabConfig, LabFrame, LabReport, LabRun, LabSample, ReplayOptions, TraceFormat, TraceOperation,
@@ -75,7 +75,8 @@ export class Trace implements Disposable {
 
 /** Replays a trace under several configurations: `qcowkit replay`. */
 export function replay(trace: Trace, disk: LabDisk, options: ReplayOptions = {}): LabReport {
-  return value(trace.raw.replay(...diskOf(disk), options));
+  using begin = diskOf(disk);
+  return value(trace.raw.replay(begin, options));
 }
 
 /** A replay that goes step by step, for animation. Holds memory until `close()`. */
@@ -83,7 +84,8 @@ export class Replay implements Disposable {
   readonly #raw: RawReplay;
 
   constructor(trace: Trace, disk: LabDisk, config: LabConfig = {}) {
-    this.#raw = RawReplay.begin(trace.raw, ...diskOf(disk), config);
+    using begin = diskOf(disk);
+    this.#raw = RawReplay.begin(trace.raw, begin, config);
   }
 
   /** Operations of the trace that are done. */
@@ -130,7 +132,6 @@ export class Replay implements Disposable {
   }
 }
 
-/** Size and image, of which one is given. */
-function diskOf(disk: LabDisk): [number | undefined, Image["raw"] | undefined] {
-  return "size" in disk ? [disk.size, undefined] : [undefined, disk.raw];
+function diskOf(disk: LabDisk): RawDisk {
+  return "size" in disk ? RawDisk.empty(disk.size) : RawDisk.of(disk.raw);
 }

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use qcowkit_core::image::OpenOptions;
+use qcowkit_core::operations::partitions::partitions;
 use qcowkit_core::operations::status::Statuses;
 use qcowkit_core::operations::trim::{GuestRange, TrimReport, trim};
 use qcowkit_core::storage::{CountingStorage, ReadStorage};
@@ -87,7 +88,9 @@ impl RawImage {
         given.finish()?;
         let now = self.with_disk(|disk| Ok(disk.virtual_size()))?;
         if size < now && !shrink {
-            return Err(invalid("a smaller disk loses what lies behind its new end: the option shrink says that it may"));
+            return Err(invalid(
+                "a smaller disk loses what lies behind its new end: the option shrink says that it may",
+            ));
         }
         self.with_disk(|disk| disk.resize_with(size, mode))
     }
@@ -112,6 +115,13 @@ impl RawImage {
                 rows.push(run);
             }
             Ok(json::text(&rows))
+        })
+    }
+
+    pub fn partitions(&mut self) -> Thrown<String> {
+        self.with_disk(|disk| {
+            let size = disk.virtual_size();
+            Ok(json::text(&partitions(size, &mut |offset, into| disk.read_at(offset, into))?))
         })
     }
 }

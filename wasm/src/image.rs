@@ -36,7 +36,7 @@ pub(crate) struct Open {
 }
 
 impl Open {
-    fn new(edits: Rc<Edits>, setup: Setup) -> Self {
+    pub(crate) fn new(edits: Rc<Edits>, setup: Setup) -> Self {
         Self { edits, setup, disk: None, problem: None, marks: Vec::new(), next_mark: 1 }
     }
 

@@ -1,22 +1,33 @@
 //! qcowkit for JavaScript: converts, calls, converts back. Nothing here knows what a qcow2 file means.
+//!
+//! What is exported is private to the TypeScript layer in `wasm/js`, which documents it; that is the package's API.
+#![allow(missing_docs, reason = "the documentation is that of the TypeScript layer")]
 
+mod codecs;
+mod edits;
 mod error;
+mod guest;
 mod image;
+mod json;
+mod lab;
+mod limits;
+mod look;
+mod open;
+mod options;
+mod snapshots;
+mod source;
+mod store;
 
 use wasm_bindgen::prelude::*;
 
-pub use image::Image;
-
 /// The version of the package.
 #[wasm_bindgen]
-#[must_use]
 pub fn version() -> String {
     env!("CARGO_PKG_VERSION").to_owned()
 }
 
-/// Every `code` that an error of the format can have.
+/// Every `code` that an error can have.
 #[wasm_bindgen(js_name = errorCodes)]
-#[must_use]
 pub fn error_codes() -> Vec<String> {
-    qcowkit_core::ErrorKind::CODES.iter().map(|&code| code.to_owned()).collect()
+    qcowkit_core::ErrorKind::CODES.iter().chain(&["closed"]).map(|&code| code.to_owned()).collect()
 }

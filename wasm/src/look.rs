@@ -56,7 +56,8 @@ impl RawImage {
             return Err(invalid("relink needs the level all"));
         }
         let options = RepairOptions { relink };
-        let planned = self.with_file(|store| plan(store, level, &options, &mut |part| tell(progress.as_ref(), part)))?;
+        let planned =
+            self.with_file(|store| plan(store, level, &options, &mut |part| tell(progress.as_ref(), part)))?;
         if !dry_run {
             let open = self.open_mut()?;
             outcome(open.writable())?;
@@ -75,9 +76,7 @@ impl RawImage {
         };
         let progress = given.function("progress")?;
         given.finish()?;
-        self.with_file(|store| {
-            Ok(json::text(&audit(store, &wanted, &mut |part| tell(progress.as_ref(), part))?))
-        })
+        self.with_file(|store| Ok(json::text(&audit(store, &wanted, &mut |part| tell(progress.as_ref(), part))?)))
     }
 
     pub fn analyze(&mut self, options: &JsValue) -> Thrown<String> {
@@ -139,6 +138,20 @@ impl RawImage {
                  refcount-block:INDEX, snapshots, bitmaps and bitmap-table:INDEX"
             ))
         })
+    }
+
+    pub fn regions(&mut self) -> Thrown<String> {
+        self.with_file(|store| Ok(json::text(&Inspector::new(store).regions())))
+    }
+
+    pub fn fields(&mut self, offset: f64, length: f64, structure: &str, options: &JsValue) -> Thrown<String> {
+        let (offset, length) = range(offset, length)?;
+        let found = Structure::ALL.into_iter().find(|known| known.code() == structure);
+        let structure = found.ok_or_else(|| invalid(format!("there is no structure '{structure}'")))?;
+        let mut given = Options::new(options)?;
+        let skip_empty = given.flag("skip_empty")?.unwrap_or(false);
+        given.finish()?;
+        self.with_file(|store| Ok(json::text(&Inspector::new(store).fields(structure, offset, length, skip_empty))))
     }
 
     pub fn inspect_guest(&mut self, offset: f64) -> Thrown<String> {

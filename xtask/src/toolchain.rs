@@ -71,6 +71,14 @@ impl Std {
         }
     }
 
+    /// Adds what leaves the texts of panics, and the code that prints them, out of a standard library that is built here:
+    /// a panic is a trap then, which is all that JavaScript sees of one anyway.
+    pub(crate) fn without_panic_texts(&self, cargo: &mut Command) {
+        if let Self::Built { .. } = self {
+            cargo.args(["--config", "build.rustflags=[\"-Zunstable-options\",\"-Cpanic=immediate-abort\"]"]);
+        }
+    }
+
     /// The compiler and the way, for stamps and for people.
     pub(crate) fn describe(&self) -> String {
         let version = |rustc: &Path| run::ask(run::command(rustc).arg("--version")).unwrap_or_else(|| "unknown".into());

@@ -21,7 +21,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
     system::provide(&[Need::WasmStd, Need::Node])?;
     let std = standard_library()?;
     build(&std)?;
-    run::say("the package is in wasm/, its generated half in wasm/pkg/");
+    run::say("the package is in wasm/: wasm/pkg/ is generated, wasm/dist/ compiled from wasm/js/");
     Ok(())
 }
 
@@ -41,35 +41,37 @@ pub(crate) fn test(report: &mut Report) -> Result<(), Failure> {
     report.runner("wasm: tests in Chromium", &mut node("wasm/test/browser/"), tally::node)
 }
 
+/// How wasm-opt makes the module smaller.
+const SHRINK: [&str; 3] = ["-Oz", "--strip-debug", "--strip-producers"];
+
 fn standard_library() -> Result<Std, Failure> {
     let std = toolchain::wasm32().ok_or_else(|| Failure::new(toolchain::WASM_REMEDIES))?;
     run::say(&format!("   the standard library for {WASM} is {}", std.describe()));
     Ok(std)
 }
 
-/// Compiles the module, writes the JavaScript for it and shrinks it.
+/// Compiles the module, writes the JavaScript for it and shrinks it; compiles the TypeScript layer.
 fn build(std: &Std) -> Result<(), Failure> {
     packages()?;
     let pkg = run::root().join("wasm/pkg");
-    Stamp::new("wasm-package", &SOURCES, &[&std.describe()], pkg.join("web/qcowkit_bg.wasm"))?.step(|| {
+    let shrunk = pkg.join("qcowkit_bg.wasm");
+    Stamp::new("wasm-package", &SOURCES, &[&std.describe()], shrunk.clone())?.step(|| {
         let mut cargo = run::cargo("wasm");
         cargo.args(["build", "-q", "-p", "qcowkit-wasm", "--profile", "wasm"]);
         std.apply(&mut cargo, WASM, "std,panic_abort");
+        std.without_panic_texts(&mut cargo);
         run::call(&mut cargo)?;
         // The very wasm-bindgen that the module was compiled against: no version can differ.
         let module = run::root().join("target/wasm").join(WASM).join("wasm/qcowkit_wasm.wasm");
+        // What an earlier version wrote there would be packed.
+        let _ = std::fs::remove_dir_all(&pkg);
         run::call(run::cargo("xtask").args(["run", "-q", "-p", "xtask-bindgen", "--"]).arg(module).arg(&pkg))?;
-        for package in ["web", "nodejs", "bundler"] {
-            let module = pkg.join(package).join("qcowkit_bg.wasm");
-            run::call(
-                run::command(script("wasm-opt"))
-                    .args(["-Os", "--strip-debug", "--strip-producers"])
-                    .arg(&module)
-                    .arg("-o")
-                    .arg(&module),
-            )?;
-        }
-        Ok(())
+        run::call(run::command(script("wasm-opt")).args(SHRINK).arg(&shrunk).arg("-o").arg(&shrunk))
+    })?;
+    let inputs = ["wasm/js", "wasm/package-lock.json", "wasm/src"];
+    Stamp::new("wasm-dist", &inputs, &[], run::root().join("wasm/dist/api.js"))?.step(|| {
+        let _ = std::fs::remove_dir_all(run::root().join("wasm/dist"));
+        run::call(run::command(script("tsc")).args(["--project", "wasm/js/tsconfig.json"]))
     })
 }
 
