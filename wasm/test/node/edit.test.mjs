@@ -25,7 +25,7 @@ for (const options of KINDS) {
     const cwd = folder(t);
     const size = 6 * MIB;
     const model = new Uint8Array(size);
-    using image = Image.create(size, options);
+    const image = Image.create(size, options);
     assert.equal(image.virtualSize, size);
     assert.equal(image.clusterSize, options.cluster_size ?? 65536);
     const next = random(JSON.stringify(options).length + 7);
@@ -48,7 +48,7 @@ for (const options of KINDS) {
     assert.equal(saved.length, image.fileLength);
     assert.equal(qemuCheck(cwd, saved), 0);
     assert.deepEqual(qemuBytes(cwd, "checked.qcow2"), model);
-    using again = Image.open(saved);
+    const again = Image.open(saved);
     assert.deepEqual(again.read(0, size), model);
   });
 }
@@ -74,7 +74,7 @@ for (const [policy, words] of POLICIES) {
         return rest;
       };
       const planned = shared(qcowkit(cwd, line.replace("discard", "discard --dry-run")));
-      using image = Image.open(new FileSource(join(cwd, "disk.qcow2")));
+      const image = Image.open(new FileSource(join(cwd, "disk.qcow2")));
       const before = image.save();
       assert.deepEqual(image.planDiscard(ranges, policy), planned, name);
       assert.deepEqual(image.save(), before, "a plan changes nothing");
@@ -91,7 +91,7 @@ for (const [policy, words] of POLICIES) {
 }
 
 test("an image that was opened under a policy discards under it", () => {
-  using image = Image.create(MIB, { unref: "retain_unshared" });
+  const image = Image.create(MIB, { unref: "retain_unshared" });
   image.write(0, new Uint8Array(65536).fill(1));
   assert.equal(image.discard({ offset: 0, length: 65536 }).after.zero_retained, 65536);
   image.write(0, new Uint8Array(65536).fill(1));
@@ -100,7 +100,7 @@ test("an image that was opened under a policy discards under it", () => {
 
 test("snapshots are taken, viewed, applied and deleted", (t) => {
   const cwd = folder(t);
-  using image = Image.create(4 * MIB);
+  const image = Image.create(4 * MIB);
   image.write(0, new Uint8Array(MIB).fill(1));
   const id = image.createSnapshot("first", { date: new Date(1_700_000_000_123) });
   assert.equal(id, "1");
@@ -110,7 +110,7 @@ test("snapshots are taken, viewed, applied and deleted", (t) => {
     id: "1", name: "first", "vm-state-size": 0, "date-sec": 1_700_000_000, "date-nsec": 123_000_000,
     "vm-clock-sec": 0, "vm-clock-nsec": 0, "disk-size": 4 * MIB,
   }]);
-  using view = image.openSnapshot("first");
+  const view = image.openSnapshot("first");
   assert.deepEqual([view.virtualSize, view.readOnly, view.read(0, 1)[0]], [4 * MIB, true, 1]);
   assert.throws(() => view.write(0, new Uint8Array(1)), { code: "read_only" });
   image.write(0, new Uint8Array(MIB).fill(3));
@@ -127,7 +127,7 @@ test("snapshots are taken, viewed, applied and deleted", (t) => {
 
 test("bitmaps are added, filled by writes and removed, as QEMU sees them", (t) => {
   const cwd = folder(t);
-  using image = Image.create(8 * MIB);
+  const image = Image.create(8 * MIB);
   image.addBitmap("backup", { granularity: 65536 });
   image.write(MIB, new Uint8Array(1));
   image.discard({ offset: 2 * MIB, length: 128 * 1024 });
@@ -141,7 +141,7 @@ test("bitmaps are added, filled by writes and removed, as QEMU sees them", (t) =
 });
 
 test("a disk shrinks only when that is said", () => {
-  using image = Image.create(MIB);
+  const image = Image.create(MIB);
   assert.throws(() => image.resize(65536), { code: "invalid_argument", message: /shrink/ });
   image.resize(65536, { shrink: true });
   image.resize(2 * MIB, { preallocation: "metadata" });
@@ -150,7 +150,7 @@ test("a disk shrinks only when that is said", () => {
 
 test("a disk of 1 TiB is edited in megabytes", (t) => {
   const cwd = folder(t);
-  using image = Image.create(2 ** 40);
+  const image = Image.create(2 ** 40);
   for (let index = 0; index < 64; index += 1) {
     image.write(index * 2 ** 34 + 12_345, new Uint8Array(10_000).fill(1 + index));
   }
@@ -168,8 +168,8 @@ test("edits of a source are a patch of the file below it", (t) => {
   const cwd = made(t, "snapshots");
   const path = join(cwd, "disk.qcow2");
   const original = bytesOf(path);
-  using source = new FileSource(path);
-  using image = Image.open(source);
+  const source = new FileSource(path);
+  const image = Image.open(source);
   assert.deepEqual(image.patch(), []);
   assert.deepEqual(image.parts(), [{ offset: 0, length: original.length, source: "base" }]);
   image.write(123_456, new TextEncoder().encode("edited"));
@@ -196,7 +196,7 @@ test("edits of a source are a patch of the file below it", (t) => {
 });
 
 test("checkpoints go back and forward, and are forgotten", () => {
-  using image = Image.create(MIB);
+  const image = Image.create(MIB);
   const states = [];
   for (let value = 1; value <= 5; value += 1) {
     image.write(0, new Uint8Array(65536).fill(value));
@@ -226,7 +226,7 @@ test("layers come from the resolver, and from nowhere else", (t) => {
     asked.push(reference);
     return { input: new FileSource(join(cwd, reference.name)), identity: reference.name };
   };
-  using image = Image.open(new FileSource(path), { resolver, identity: "disk.qcow2" });
+  const image = Image.open(new FileSource(path), { resolver, identity: "disk.qcow2" });
   assert.deepEqual(asked, [
     { role: "backing_file", name: "mid.qcow2", format: "qcow2", depth: 0, from: "disk.qcow2" },
     { role: "backing_file", name: "base.qcow2", format: "qcow2", depth: 1, from: "mid.qcow2" },
@@ -247,7 +247,7 @@ test("layers come from the resolver, and from nowhere else", (t) => {
   const boom = new RangeError("boom");
   assert.throws(() => Image.open(bytesOf(path), { resolver: () => { throw boom; } }), boom);
   assert.throws(() => Image.open(bytesOf(path), { resolver: () => ({ input: 5 }) }), { code: "invalid_argument" });
-  using alone = Image.open(bytesOf(path), { ignore_missing_files: true });
+  const alone = Image.open(bytesOf(path), { ignore_missing_files: true });
   assert.equal(alone.read(131072, 1)[0], 3);
   assert.throws(() => alone.read(0, 1), { code: "denied" });
 });
@@ -256,7 +256,7 @@ test("an external data file is read, and edited in memory", (t) => {
   const cwd = folder(t);
   run(cwd, "qemu-img create -f qcow2 -o data_file=data.raw disk.qcow2 4M && qemu-io -c 'write -P 6 1M 1M' disk.qcow2");
   const resolver = ({ role, name }) => (role === "data_file" ? { input: new FileSource(join(cwd, name)) } : undefined);
-  using image = Image.open(bytesOf(cwd, "disk.qcow2"), { resolver });
+  const image = Image.open(bytesOf(cwd, "disk.qcow2"), { resolver });
   assert.deepEqual(image.read(0, 4 * MIB), qemuBytes(cwd, "disk.qcow2"));
   image.write(MIB, new Uint8Array([1]));
   assert.deepEqual([...image.read(MIB, 2)], [1, 6]);
@@ -266,13 +266,13 @@ test("an external data file is read, and edited in memory", (t) => {
 test("encrypted images open with their key, and are written with it", (t) => {
   const cwd = made(t, "encrypted");
   const bytes = bytesOf(cwd, "disk.qcow2");
-  using locked = Image.open(bytes);
+  const locked = Image.open(bytes);
   assert.throws(() => locked.read(0, 1), { code: "encrypted" });
   assert.equal(locked.check().corruptions, 0);
   assert.throws(() => Image.open(bytes, { key: "wrong" }), { code: "wrong_key" });
   assert.throws(() => Image.open(bytes, { key: "abc", max_key_iterations: 10 }), { code: "limit" });
   for (const key of ["abc", new TextEncoder().encode("abc")]) {
-    using image = Image.open(bytes, { key });
+    const image = Image.open(bytes, { key });
     const guest = image.read(0, MIB);
     assert.deepEqual([guest[65535], guest[65536], guest[65536 + 102_399], guest[65536 + 102_400]], [0, 7, 7, 0]);
     image.write(65537, new Uint8Array([8]));
@@ -284,7 +284,7 @@ test("encrypted images open with their key, and are written with it", (t) => {
 });
 
 test("partitions are found", () => {
-  using image = Image.create(8 * MIB);
+  const image = Image.create(8 * MIB);
   assert.equal(image.partitions(), null);
   const record = new Uint8Array(512);
   // Bootable, type 0x83, first block 2048, 4096 blocks.

@@ -32,7 +32,7 @@ test("every call of a closed image says that it is closed", () => {
 });
 
 test("numbers that JavaScript cannot hold, and options that do not exist, are refused by name", () => {
-  using image = Image.create(MIB);
+  const image = Image.create(MIB);
   const refused = [
     [() => image.read(2 ** 53, 1), "limit", /offset.*2\^53/],
     [() => image.read(0, 2 ** 60), "limit", /length.*2\^53/],
@@ -86,7 +86,7 @@ test("an image beyond 2^53 is looked at, and not opened as a disk", (t) => {
   run(cwd, "qemu-img create -f qcow2 -o cluster_size=2M disk.qcow2 16P");
   const bytes = bytesOf(cwd, "disk.qcow2");
   assert.throws(() => Image.open(bytes), { code: "limit", message: /2\^53/ });
-  using image = Image.open(bytes, { tolerant: true });
+  const image = Image.open(bytes, { tolerant: true });
   assert.equal(image.problem.code, "limit");
   assert.equal(image.inspect("header").value.fields.find(({ name }) => name === "size").raw, 2n ** 54n);
   assert.equal(image.audit().virtual_size, 2n ** 54n);
@@ -94,7 +94,7 @@ test("an image beyond 2^53 is looked at, and not opened as a disk", (t) => {
 });
 
 test("edits are kept to their limit, and the image goes on", () => {
-  using image = Image.create(64 * MIB, { max_edit_bytes: 4 * MIB });
+  const image = Image.create(64 * MIB, { max_edit_bytes: 4 * MIB });
   let written = 0;
   const bytes = new Uint8Array(MIB);
   crypto.getRandomValues(bytes.subarray(0, 65536));
@@ -127,7 +127,7 @@ test("what a source throws is the cause, and what a progress function throws com
       return into.length;
     },
   };
-  using image = Image.open(source);
+  const image = Image.open(source);
   broken = true;
   assert.throws(() => image.read(0, 10), (error) => error.code === "storage" && error.cause === boom && typeof error.host_offset === "number");
   broken = false;
@@ -153,7 +153,7 @@ test("a source is read in pieces, each once, and ahead where reads go upwards", 
   const file = new FileSource(join(cwd, "disk.qcow2"));
   const reads = [];
   const source = { size: file.size, readAt: (offset, into) => (reads.push([offset, into.length]), file.readAt(offset, into)) };
-  using image = Image.open(source);
+  const image = Image.open(source);
   const opening = reads.reduce((sum, [, length]) => sum + length, 0);
   assert.ok(opening <= 5 * MIB && reads.length <= 6, `${opening} bytes in ${reads.length} reads`);
   reads.length = 0;
@@ -172,7 +172,7 @@ test("bytes and every kind of source hold the same image", (t) => {
   const inputs = [bytes, bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length), new MemorySource(bytes),
     new FileSource(join(cwd, "disk.qcow2"))];
   const seen = inputs.map((input) => {
-    using image = Image.open(input);
+    const image = Image.open(input);
     return [image.read(0, image.virtualSize), image.map(), image.check(), image.save()];
   });
   for (const one of seen) {
@@ -194,7 +194,7 @@ test("a broken header is told with its place, an unknown feature by its number",
   const broken = edited(bytes, 40, [0, 0, 0, 0, 0, 0, 0x30, 0x39]);
   assert.throws(() => Image.open(broken), (error) => error.code === "corrupt" && typeof error.structure === "string");
   assert.throws(() => Image.open(edited(bytes, 72, [0, 0, 1, 0, 0, 0, 0, 0])), { code: "unsupported", message: /40/ });
-  using image = Image.open(broken, { tolerant: true });
+  const image = Image.open(broken, { tolerant: true });
   assert.equal(image.problem.code, "corrupt");
   assert.match(image.inspect("header").value.refusal, /./);
   assert.equal(image.repair().after.corruptions, 0);
@@ -213,7 +213,7 @@ function lookAtAll(bytes) {
       return undefined;
     }
   };
-  using image = Image.open(bytes, { tolerant: true });
+  const image = Image.open(bytes, { tolerant: true });
   const calls = [
     () => image.info(), () => image.check(), () => image.analyze({ scan_zeroes: true }), () => image.audit({ deep: true }), () => image.clusters(),
     () => image.planRepair(), () => image.inspect("header"), () => image.inspect("l1"), () => image.inspect("l2:0"),

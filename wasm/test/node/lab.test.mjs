@@ -14,13 +14,13 @@ const CHURN = { size: GIB / 4, operations: 3000, seed: 3, trim: { every: 500 }, 
 test("churn is that of the command line, and goes through text", (t) => {
   const cwd = folder(t);
   const words = "churn --size=256M --operations=3000 --seed=3 --trim=500 --mark-every=1000";
-  using trace = Trace.churn(CHURN);
+  const trace = Trace.churn(CHURN);
   assert.equal(trace.text("csv"), qcowkitText(cwd, `${words} --format=csv`));
   assert.equal(trace.text("qemu-io"), qcowkitText(cwd, `${words} --format=qemu-io`));
   for (const format of ["csv", "qemu-io"]) {
-    using again = Trace.parse(trace.text(format), format);
+    const again = Trace.parse(trace.text(format), format);
     assert.deepEqual(again.summary(), trace.summary());
-    using guessed = Trace.parse(new TextEncoder().encode(trace.text(format)));
+    const guessed = Trace.parse(new TextEncoder().encode(trace.text(format)));
     assert.equal(guessed.length, trace.length);
   }
   assert.throws(() => trace.text("fio"), { code: "invalid_argument" });
@@ -31,7 +31,7 @@ test("churn is that of the command line, and goes through text", (t) => {
 
 test("replays are those of the command line", (t) => {
   const cwd = made(t, "snapshots");
-  using trace = Trace.churn(CHURN);
+  const trace = Trace.churn(CHURN);
   writeFileSync(join(cwd, "trace.csv"), trace.text("csv"));
   const printed = qcowkit(cwd, "replay --advise --samples=20 --policy=ignore --policy=unmap --policy=no-unref " +
     "--policy=unmap,cluster_size=128k,extended_l2=on,allocator=near,name=mine trace.csv --size=256M --output=json");
@@ -44,19 +44,19 @@ test("replays are those of the command line", (t) => {
   assert.deepEqual(told.at(-1), [3, trace.length]);
   assert.deepEqual(replay(trace, { size: GIB / 4 }, { samples: 20, name: "trace.csv" }).runs, printed.runs.slice(0, 3));
 
-  using small = Trace.churn({ ...CHURN, size: 16 << 20, operations: 500, file_median: 65536, file_max: 1 << 20 });
+  const small = Trace.churn({ ...CHURN, size: 16 << 20, operations: 500, file_median: 65536, file_max: 1 << 20 });
   writeFileSync(join(cwd, "small.csv"), small.text("csv"));
   const onImage = qcowkit(cwd, "replay --image=disk.qcow2 --policy=unmap small.csv --output=json");
-  using image = Image.open(bytesOf(cwd, "disk.qcow2"));
+  const image = Image.open(bytesOf(cwd, "disk.qcow2"));
   assert.deepEqual(replay(small, image, { configs: [{}], name: "small.csv" }), onImage);
   assert.throws(() => replay(trace, image), { code: "invalid_argument", message: /beyond the disk/ });
   assert.throws(() => replay(trace, { size: GIB }, { configs: [{ policy: { pass: { requests: true } } }] }), { message: /requests/ });
 });
 
 test("a replay goes step by step to the same end, and its frames add up", () => {
-  using trace = Trace.churn(CHURN);
+  const trace = Trace.churn(CHURN);
   for (const config of [{}, { base: "no-unref" }, { extended_l2: true, cluster_size: 32768 }]) {
-    using steps = new Replay(trace, { size: GIB / 4 }, config);
+    const steps = new Replay(trace, { size: GIB / 4 }, config);
     assert.equal(steps.length, trace.length);
     while (steps.done < trace.length) {
       assert.ok(steps.step(700) > 0);

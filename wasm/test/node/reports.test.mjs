@@ -26,7 +26,7 @@ for (const name of Object.keys(IMAGES)) {
     const analysis = qcowkit(cwd, "analyze --no-extents --output=json disk.qcow2");
     const audit = qcowkit(cwd, "audit --deep --output=json disk.qcow2");
     for (const [form, input] of forms(cwd)) {
-      using image = Image.open(input, OPEN);
+      const image = Image.open(input, OPEN);
       assert.deepEqual(image.info(), said, form);
       checkAgrees(image.check(), check);
       assert.deepEqual(withoutHost(image.analyze()), withoutHost(analysis), form);
@@ -38,7 +38,7 @@ for (const name of Object.keys(IMAGES)) {
   test(`${name}: structures are those of the command line`, (t) => {
     const cwd = made(t, name);
     const all = qcowkit(cwd, "inspect --show=all --guest=0 --guest=1M --host=0x20000 --output=json disk.qcow2");
-    using image = Image.open(bytesOf(cwd, "disk.qcow2"), OPEN);
+    const image = Image.open(bytesOf(cwd, "disk.qcow2"), OPEN);
     assert.deepEqual(image.inspect("header"), all.header);
     assert.deepEqual(image.inspect("l1"), all.l1[0]);
     assert.deepEqual(image.inspect("refcount-table"), all.refcount_table);
@@ -56,7 +56,7 @@ for (const name of Object.keys(IMAGES)) {
 
   test(`${name}: cluster runs cover the file and add up to the ledger`, (t) => {
     const cwd = made(t, name);
-    using image = Image.open(bytesOf(cwd, "disk.qcow2"), OPEN);
+    const image = Image.open(bytesOf(cwd, "disk.qcow2"), OPEN);
     const rows = image.clusterRuns();
     const map = image.clusters();
     assert.equal(map.next, null);
@@ -115,7 +115,7 @@ for (const name of ["plain", "version_2", "small_clusters", "subclusters", "zlib
     const cwd = made(t, name);
     const map = JSON.parse(run(cwd, "qemu-img map --output=json disk.qcow2"));
     for (const [form, input] of forms(cwd)) {
-      using image = Image.open(input, OPEN);
+      const image = Image.open(input, OPEN);
       assert.deepEqual(image.map(), map, form);
       assert.deepEqual(image.map({ offset: 1 << 20, length: 65536 }), qcowkit(cwd, "map --output=json -s 1M -l 64k disk.qcow2"));
       if (name !== "terabyte") {
@@ -129,7 +129,7 @@ for (const name of ["plain", "version_2", "small_clusters", "subclusters", "zlib
 
 test("snapshots and bitmaps are listed as the command line lists them", (t) => {
   const cwd = made(t, "snapshots");
-  using image = Image.open(bytesOf(cwd, "disk.qcow2"));
+  const image = Image.open(bytesOf(cwd, "disk.qcow2"));
   assert.deepEqual(image.snapshots(), qcowkit(cwd, "snapshot -l --output=json disk.qcow2"));
   assert.deepEqual(image.bitmaps(), qcowkit(cwd, "bitmap --list --output=json disk.qcow2").bitmaps);
   const marked = image.bitmapRanges("dirty").reduce((sum, { length }) => sum + length, 0);
@@ -140,7 +140,7 @@ for (const name of ["leaking", "corrupt"]) {
   test(`${name}: a repair is planned as the command line plans it, and leaves what QEMU finds clean`, (t) => {
     const cwd = made(t, name);
     const printed = qcowkit(cwd, "check -r all --dry-run --output=json disk.qcow2").qcowkit.repair_plan;
-    using image = Image.open(bytesOf(cwd, "disk.qcow2"));
+    const image = Image.open(bytesOf(cwd, "disk.qcow2"));
     const before = image.save();
     const plan = image.planRepair();
     assert.deepEqual(plan, printed);
