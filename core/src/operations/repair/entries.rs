@@ -31,6 +31,7 @@ pub(super) fn repair_l2_entries<S: ReadStorage>(bench: &mut Workbench<'_, S>) ->
         metadata,
         copies: BTreeMap::new(),
         kept: compressed,
+        kept_streams: BTreeMap::new(),
         zeros: None,
     };
     walk(overlay, &area, &mut entries)?;
@@ -38,7 +39,7 @@ pub(super) fn repair_l2_entries<S: ReadStorage>(bench: &mut Workbench<'_, S>) ->
 }
 
 /// Offsets of L2 tables and of what bitmaps have; and of clusters with too many references, how many are from compressed
-/// clusters, which stay where they are.
+/// clusters, which stay where they are as long as a refcount can say their number.
 struct Others<'b, 'a, S: ReadStorage> {
     bench: &'b Workbench<'a, S>,
     clusters_of_metadata: BTreeSet<u64>,
@@ -80,6 +81,8 @@ struct L2Entries<'b, 'a, S: ReadStorage> {
     copies: BTreeMap<u64, HostOffset>,
     /// References kept to clusters that have more than a refcount can say.
     kept: BTreeMap<u64, u64>,
+    /// The same of compressed streams alone.
+    kept_streams: BTreeMap<u64, u64>,
     /// A cluster of zeros, and how many references it may get yet.
     zeros: Option<(HostOffset, u64)>,
 }
@@ -242,8 +245,11 @@ impl<S: ReadStorage> L2Entries<'_, '_, S> {
             }));
         }
         let end = offset.saturating_add(range.length);
-        if end < length.saturating_add(geometry.cluster_size()) {
-            return Ok(None);
+        // Where a refcount is missing behind the end of the file, the sectors there were never written.
+        let last = self.bench.cluster(end.saturating_sub(1));
+        let reaches_out = last >= self.bench.base_clusters() && !self.bench.in_use(last);
+        if offset < length && end < length.saturating_add(geometry.cluster_size()) && !reaches_out {
+            return self.judge_streams(range, table.uses.total());
         }
         let kind = FindingKind::BeyondEndOfFile;
         let shorter = length.checked_sub(offset).filter(|&left| left > 0);
@@ -261,6 +267,42 @@ impl<S: ReadStorage> L2Entries<'_, '_, S> {
                 action: RepairAction::ZeroEntry,
                 message: format!("the compressed cluster at {offset:#x} lies beyond the end of the file"),
             },
+        }))
+    }
+
+    /// A stream in clusters that hold more streams than a refcount can say is moved into clusters of its own.
+    fn judge_streams(&mut self, range: CompressedRange, uses: u64) -> Result<Option<Verdict>> {
+        let geometry = self.bench.geometry;
+        let offset = range.offset.get();
+        let last = self.bench.cluster(offset.saturating_add(range.length.saturating_sub(1)));
+        let most = geometry.max_refcount();
+        let mut too_many = false;
+        for cluster in self.bench.cluster(offset)..=last {
+            if self.bench.references(cluster) > most {
+                let kept = self.kept_streams.entry(cluster).or_default();
+                *kept = kept.saturating_add(uses);
+                too_many |= *kept > most;
+            }
+        }
+        // Copies of what a shared table names would have too many references again: the table is copied first.
+        if !too_many || uses > most {
+            return Ok(None);
+        }
+        let place = self.bench.copy_bytes(offset, range.length)?;
+        let Some(new) = place.and_then(|place| CompressedRange::fits(place, range.length, &geometry)) else {
+            return Ok(None);
+        };
+        let first = self.bench.cluster(new.offset.get());
+        for cluster in first..=self.bench.cluster(new.offset.get().saturating_add(new.length.saturating_sub(1))) {
+            self.bench.add_references(cluster, uses);
+        }
+        Ok(Some(Verdict {
+            new: L2Entry::Compressed(new),
+            kind: FindingKind::RefcountOverflow,
+            action: RepairAction::CopyCluster,
+            message: format!(
+                "the compressed cluster at {offset:#x} shares its host cluster with more others than a refcount can say"
+            ),
         }))
     }
 

@@ -16,6 +16,12 @@ pub(super) struct Shape {
 }
 
 impl Shape {
+    /// Half of what it says makes sense. Enough where the other thing that it can be is refcounts: those are written anew
+    /// from the references, and a table that was dropped is lost.
+    pub(super) fn may_be_table(self) -> bool {
+        self.entries > 0 && self.valid.saturating_mul(2) >= self.entries
+    }
+
     /// Nearly every entry makes sense, and there is at least one.
     pub(super) fn is_table(self) -> bool {
         self.entries > 0 && self.valid.saturating_mul(10) >= self.entries.saturating_mul(9)

@@ -208,6 +208,11 @@ fn repair_entry<S: ReadStorage>(
     }
     let (place, entries) = (snapshot.l1_table_offset, u64::from(snapshot.l1_size));
     if entries == 0 {
+        if !geometry.is_aligned(place) {
+            snapshot.l1_table_offset = geometry.align_down(place);
+            let what = format!("its L1 table offset {place:#x} is not aligned; the table has no entries");
+            bench.note(finding(FindingKind::SnapshotL1Table, RepairAction::AlignEntry, what));
+        }
         return Ok(Some(snapshot));
     }
     let coverage = geometry.l2_coverage().max(1);

@@ -190,7 +190,7 @@ impl<S: ReadStorage> L1Entries<'_, '_, S> {
             return drop(FindingKind::Overlap, format!("the L2 table at {offset:#x} lies on the {structure}"));
         }
         if self.places.is_refcounts(cluster)
-            && !shape_of(self.bench.overlay, &geometry, self.bench.overlay.len()?, offset)?.is_table()
+            && !shape_of(self.bench.overlay, &geometry, self.bench.overlay.len()?, offset)?.may_be_table()
         {
             let what = format!("the L2 table at {offset:#x} lies on the refcounts, and does not look like a table");
             return drop(FindingKind::Overlap, what);

@@ -239,12 +239,18 @@ impl<'a, S: ReadStorage> Workbench<'a, S> {
     /// # Errors
     /// When the storage fails.
     pub(super) fn copy(&mut self, host_offset: u64) -> Result<Option<HostOffset>> {
+        self.copy_bytes(host_offset, self.geometry.cluster_size())
+    }
+
+    /// As [`Self::copy`], for a compressed stream: as many clusters in a row as it needs.
+    pub(super) fn copy_bytes(&mut self, host_offset: u64, length: u64) -> Result<Option<HostOffset>> {
         if self.copies >= MAX_COPIES {
             return Ok(None);
         }
-        let mut bytes = vec![0u8; self.geometry.cluster_len()];
+        let clusters = self.geometry.clusters_for(length);
+        let mut bytes = vec![0u8; usize::try_from(length).unwrap_or(0)];
         self.overlay.read_at(host_offset, &mut bytes)?;
-        let first = match self.allocate(1) {
+        let first = match self.allocate(clusters) {
             Ok(first) => first,
             Err(error) if matches!(error.kind(), ErrorKind::NoSpace(_)) => return Ok(None),
             Err(error) => return Err(error),
