@@ -30,6 +30,37 @@ def qemu_img(tmp_path: Path) -> Run:
 
 
 @pytest.fixture
+def qemu_io(tmp_path: Path) -> Run:
+    """Runs commands of qemu-io on an image in the test's folder."""
+    program = shutil.which("qemu-io")
+    if program is None:
+        pytest.skip("qemu-io is missing")
+
+    def run(image: str, *commands: str) -> str:
+        arguments = [word for command in commands for word in ("-c", command)]
+        done = subprocess.run(
+            [program, "-f", "qcow2", *arguments, image], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def same(qemu_img: Run) -> Callable[[Path, bytes], None]:
+    """Holds an image against what its disk should be: qemu-img finds it clean, and reads the same."""
+
+    def check(image: Path, disk: bytes) -> None:
+        qemu_img("check", "-f", "qcow2", str(image))
+        raw = image.with_suffix(".expected")
+        raw.write_bytes(disk)
+        assert "identical" in qemu_img("compare", "-f", "qcow2", "-F", "raw", str(image), str(raw))
+        raw.unlink()
+
+    return check
+
+
+@pytest.fixture
 def qcowkit_program(tmp_path: Path) -> Run:
     """Runs the command line in the test's folder and returns what it printed."""
     program = os.environ.get("QCOWKIT_PROGRAM")

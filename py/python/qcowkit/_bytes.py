@@ -138,8 +138,8 @@ class GuestBytes(Handle):
     def discard(self, offset: SupportsIndex, length: SupportsIndex, *, policy: PolicyLike | None = None) -> None:
         """Tells the image that the guest needs a range no more. What becomes of it the discard policy says.
 
-        Whole clusters (subclusters, with extended L2 entries) are discarded; what the range has of others stays as
-        it is. Discarded clusters read as zeros, except in images of version 2 with a backing file.
+        Whole clusters are discarded; what the range has of others stays as it is. Discarded clusters read as zeros;
+        nothing happens in images of version 2 with a backing file, which have no way to say zero.
 
         Args:
             offset: where to begin, in bytes.

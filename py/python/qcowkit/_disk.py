@@ -94,6 +94,8 @@ class GuestDisk(io.RawIOBase):
         self._refuse_closed()
         view = memoryview(buffer).cast("B")
         count = self._room(len(view))
+        if count == 0:
+            return 0
         self._image.readinto(self._start + self._position, view[:count])
         self._position += count
         return count
@@ -111,6 +113,8 @@ class GuestDisk(io.RawIOBase):
         count = self._room(len(view))
         if count == 0 < len(view):
             raise NoSpaceError(f"the disk ends at {self.size} bytes: Image.resize() makes it larger", self._image.name)
+        if count == 0:
+            return 0
         self._image.write(self._start + self._position, view[:count])
         self._position += count
         return count

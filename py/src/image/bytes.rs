@@ -47,6 +47,7 @@ impl Image {
         let mut piece = vec![0u8; length.min(PIECE)];
         let mut done = 0;
         while done < length {
+            py.check_signals()?;
             let piece = &mut piece[..(length - done).min(PIECE)];
             let end = done + piece.len();
             self.share(py, true, |image| image.read_at(offset + done as u64, piece))?;

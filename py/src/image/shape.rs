@@ -123,12 +123,12 @@ impl Image {
         let mut progress = Progress::new(progress);
         let committed = self.replaced(py, |opening, image| {
             if image.header().backing_file.is_none() {
-                return Err((Error::invalid("the image has no backing file").into(), Some(image)));
+                return Err((Error::invalid("the image has no backing file").into(), Some(Box::new(image))));
             }
             if depth == 0 || depth >= image.chain_length() {
                 let layers = image.chain_length() - 1;
                 let why = format!("there is no layer {depth} below the image: it was opened with {layers} below it");
-                return Err((Error::invalid(why).into(), Some(image)));
+                return Err((Error::invalid(why).into(), Some(Box::new(image))));
             }
             let store = image.close().map_err(|why| (why.into(), None))?;
             let mut image =
@@ -139,7 +139,7 @@ impl Image {
             let image = opening.open(store, None).map_err(|why| (why, None))?;
             match done {
                 Ok(report) => Ok((image, report)),
-                Err(why) => Err((why.into(), Some(image))),
+                Err(why) => Err((why.into(), Some(Box::new(image)))),
             }
         })?;
         convert::report(py, &committed)
@@ -186,7 +186,7 @@ impl Image {
     fn replaced<T: Send>(
         &self,
         py: Python<'_>,
-        does: impl FnOnce(&Opening, StoreImage) -> Result<(StoreImage, T), (OpenFailure, Option<StoreImage>)> + Send,
+        does: impl FnOnce(&Opening, StoreImage) -> Result<(StoreImage, T), (OpenFailure, Option<Box<StoreImage>>)> + Send,
     ) -> PyResult<T> {
         let replace = || {
             let mut state = self.having();
@@ -197,7 +197,7 @@ impl Image {
             };
             let (image, done) = match done {
                 Ok((image, done)) => (Some(image), Ok(done)),
-                Err((why, image)) => (image, Err(why)),
+                Err((why, image)) => (image.map(|image| *image), Err(why)),
             };
             *state = image.map(|image| Open { image: SharedImage::new(image), _view_of: open._view_of });
             Some(done)
@@ -213,8 +213,8 @@ fn raised_for(py: Python<'_>, failure: &OpenFailure, name: Option<&std::ffi::OsS
     error::raised(py, &failure.error, failure.file.as_deref().or(name))
 }
 
-fn reopened(opening: &Opening, store: Store) -> Option<StoreImage> {
-    opening.open(store, None).ok()
+fn reopened(opening: &Opening, store: Store) -> Option<Box<StoreImage>> {
+    opening.open(store, None).ok().map(Box::new)
 }
 
 fn commit(
