@@ -57,7 +57,12 @@ fn mend(image: &[u8], level: RepairLevel, stop: u64, punch: bool) {
         planned.findings
     );
     match plan(&storage, level, &RepairOptions::default(), &mut |_| ()) {
-        Ok(second) => assert!(second.is_empty(), "a second repair finds work: {:#?}", second.findings),
+        Ok(second) => assert!(
+            second.is_empty(),
+            "a second repair finds work: {:#?}, after {:#?}",
+            second.findings,
+            planned.findings
+        ),
         Err(error) => assert!(!report.is_clean(), "a clean image cannot be repaired: {error}"),
     }
     if double_use || planned.findings_omitted > 0 {
