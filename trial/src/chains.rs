@@ -172,7 +172,7 @@ pub fn judge(chain: &Chain, files: &[Vec<u8>]) -> Result<u64, Fault> {
     }
     let storages = files.iter().map(|bytes| MemoryStorage::from_bytes(bytes)).collect();
     let mut image = stack(storages, chain.raw).map_err(Fault::of(FaultKind::Opens))?;
-    let got = read_all(&mut image).map_err(Fault::of(FaultKind::Opens))?;
+    let got = read_all(&mut image).map_err(Fault::of(FaultKind::Unreadable))?;
     same(&got, &chain.content).map_err(Fault::of(FaultKind::Changed))?;
     Ok(leaks)
 }
@@ -269,7 +269,7 @@ pub fn judge_rebased(rebase: &Rebase, top: &[u8]) -> Result<u64, Fault> {
     let mut files = vec![MemoryStorage::from_bytes(top)];
     files.extend(below.0.iter().map(|bytes| MemoryStorage::from_bytes(bytes)));
     let mut image = stack(files, below.1).map_err(Fault::of(FaultKind::Opens))?;
-    let got = read_all(&mut image).map_err(Fault::of(FaultKind::Opens))?;
+    let got = read_all(&mut image).map_err(Fault::of(FaultKind::Unreadable))?;
     same(&got, &rebase.old.content).map_err(Fault::of(FaultKind::Changed))?;
     Ok(walked.leaks((top.len() as u64).div_ceil(Fields::read(top).cluster())))
 }

@@ -158,7 +158,7 @@ fn check_state(
     let mut image = open_over(dynamic, &scenario.open.clone().read_only(), backing(session))
         .map_err(Fault::of(FaultKind::Opens))?;
     let mut got = vec![0; image.virtual_size() as usize];
-    image.read_at(0, &mut got).map_err(Fault::of(FaultKind::Opens))?;
+    image.read_at(0, &mut got).map_err(Fault::of(FaultKind::Unreadable))?;
     if let Err(fault) = accepted.judge(&got) {
         let applied = session.applied.iter().find(|applied| (applied.events.0..=applied.events.1).contains(&at));
         if applied.is_none_or(|applied| applied.content != got) {

@@ -80,7 +80,7 @@ fn judge<S: Storage>(state: &S, at: usize, passwords: &[Password]) -> Result<u64
         match open(state, text) {
             Ok(mut image) if may => {
                 let mut bytes = vec![0; 12_000];
-                image.read_at(0, &mut bytes).map_err(Fault::of(FaultKind::Opens))?;
+                image.read_at(0, &mut bytes).map_err(Fault::of(FaultKind::Unreadable))?;
                 let right =
                     bytes.iter().enumerate().all(|(n, byte)| *byte == if (1000..10_000).contains(&n) { 7 } else { 0 });
                 if !right {

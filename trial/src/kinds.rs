@@ -1,7 +1,7 @@
 //! The kinds of operations whose power cuts are tried.
 
 use super::outcome::Outcome;
-use super::{amend, bitmaps, chains, data_files, disks, keys, repairs};
+use super::{amend, bitmaps, chains, data_files, disks, keys, qemu, repairs};
 
 /// A kind of operation.
 pub struct Kind {
@@ -118,13 +118,17 @@ static OPERATIONS: [Kind; 7] = [
     },
 ];
 
-/// All of them.
+/// Not ours: what QEMU writes, to compare. Only run when it is named.
+static QEMU: Kind =
+    Kind { name: "qemu", what: "QEMU: all writes, discards", sessions: 4, budget: 200, least: 400, trial: qemu::trial };
+
+/// All of ours.
 pub fn kinds() -> impl Iterator<Item = &'static Kind> {
     DISKS.iter().chain(&OPERATIONS)
 }
 
-/// The one with this name.
+/// The one with this name; `qemu` for QEMU's own writes.
 #[must_use]
 pub fn kind(name: &str) -> Option<&'static Kind> {
-    kinds().find(|kind| kind.name == name)
+    kinds().chain([&QEMU]).find(|kind| kind.name == name)
 }

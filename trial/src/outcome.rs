@@ -6,8 +6,10 @@ use std::fmt;
 /// In which way a state is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FaultKind {
-    /// It does not open, or cannot be read.
+    /// It does not open.
     Opens,
+    /// It opens, and the disk cannot be read.
+    Unreadable,
     /// A refcount is too low, two things lie in one place, a check finds errors.
     Corrupt,
     /// What was flushed, and not changed since, is not there.
@@ -28,6 +30,7 @@ impl FaultKind {
     pub const fn words(self) -> &'static str {
         match self {
             Self::Opens => "does not open",
+            Self::Unreadable => "cannot be read",
             Self::Corrupt => "corrupt",
             Self::Lost => "flushed data lost",
             Self::Mixed => "neither old nor new",

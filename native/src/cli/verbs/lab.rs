@@ -256,12 +256,14 @@ pub(crate) fn churn_verb(args: &ChurnArgs, session: &mut Session<'_>) -> Outcome
         TraceOutput::QemuIo => TraceFormat::QemuIo,
     };
     let mut out = Sink { out: session.out, failed: None };
-    if trace.write(format, &mut out).is_err()
-        && let Some(error) = out.failed
-    {
-        return Err(error.into());
+    match (trace.write(format, &mut out), out.failed) {
+        (Ok(()), _) => Ok(0),
+        (Err(_), Some(error)) => Err(error.into()),
+        (Err(_), None) => {
+            let most = qcowkit_core::operations::lab::MAX_TRACE_OPERATIONS;
+            Err(Failure::usage(format!("a script for qemu-io would have more than {most} commands")))
+        }
     }
-    Ok(0)
 }
 
 /// Text to bytes, with the error that the text's interface cannot carry.

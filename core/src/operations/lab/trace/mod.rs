@@ -163,9 +163,11 @@ impl Trace {
     /// CSV.
     ///
     /// # Errors
-    /// Those of the writer; [`fmt::Error`] too for a format that is only read.
+    /// Those of the writer; [`fmt::Error`] too for a format that is only read, and for a script that would have more than
+    /// [`MAX_TRACE_OPERATIONS`] commands: `qemu-io` takes less than 2 GiB at once, and a line can discard exabytes.
     pub fn write(&self, format: TraceFormat, out: &mut dyn fmt::Write) -> fmt::Result {
         match format {
+            TraceFormat::QemuIo if self.script_commands() > MAX_TRACE_OPERATIONS => Err(fmt::Error),
             TraceFormat::QemuIo => self.operations.iter().try_for_each(|operation| qemu_io::write(operation, out)),
             TraceFormat::Csv => {
                 writeln!(out, "{}", csv::HEADER)?;
@@ -173,6 +175,12 @@ impl Trace {
             }
             TraceFormat::Fio | TraceFormat::Blkparse => Err(fmt::Error),
         }
+    }
+
+    /// The commands of a script for `qemu-io`.
+    fn script_commands(&self) -> usize {
+        let commands = self.operations.iter().map(qemu_io::commands).fold(0u64, u64::saturating_add);
+        usize::try_from(commands).unwrap_or(usize::MAX)
     }
 
     /// The first byte behind everything that the trace touches: the smallest disk that it fits on.

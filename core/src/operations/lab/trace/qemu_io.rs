@@ -91,10 +91,16 @@ fn arguments<'a>(mut words: impl Iterator<Item = &'a str>, vectored: bool) -> Re
     Ok((options, offset.ok_or("the offset is missing")?, length.ok_or("the length is missing")?))
 }
 
+/// A multiple of 2 MiB, so that clusters stay whole.
+const PIECE: u64 = MAX_REQUEST & !((2 << 20) - 1);
+
+/// How many commands an operation takes.
+pub(super) fn commands(operation: &Operation) -> u64 {
+    operation.range().map_or(1, |(_, length)| length.div_ceil(PIECE))
+}
+
 /// Writes the commands for one operation; requests longer than `qemu-io` takes are cut. Marks are left out.
 pub(super) fn write(operation: &Operation, out: &mut dyn fmt::Write) -> fmt::Result {
-    // A multiple of 2 MiB, so that clusters stay whole.
-    const PIECE: u64 = MAX_REQUEST & !((2 << 20) - 1);
     let command = match operation {
         Operation::Write { zeros: false, .. } => "write -q",
         Operation::Write { zeros: true, .. } => "write -q -P 0",

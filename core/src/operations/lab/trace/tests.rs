@@ -136,6 +136,17 @@ fn what_is_written_is_read_back() {
     assert!(trace.write(TraceFormat::Fio, &mut script).is_err());
 }
 
+/// `qemu-io` takes less than 2 GiB at once: a line of a few bytes could become a script of as many gigabytes.
+#[test]
+fn a_script_of_too_many_commands_is_refused() {
+    let operations = vec![Operation::Discard { offset: 0, length: 1 << 62 }];
+    let mut text = String::new();
+    let trace = Trace { operations, ignored: 0 };
+    assert!(trace.write(TraceFormat::QemuIo, &mut text).is_err());
+    assert_eq!(text, "");
+    assert!(trace.write(TraceFormat::Csv, &mut text).is_ok());
+}
+
 proptest::proptest! {
     #[test]
     fn any_bytes_are_an_input(text: Vec<u8>, words in "[a-z0-9 ,.+#-]{0,200}\n?[A-Zfio0-9 ,]{0,80}") {
