@@ -60,9 +60,20 @@ fn cases() -> Vec<Case> {
     vec![
         case("plain", &["-o", "cluster_size=64k"], false, options.clone()),
         case("tight", &["-o", "cluster_size=4k"], false, options.clone().with_metadata(tight)),
-        case("retain", &["-o", "cluster_size=16k"], true, options.clone().with_policy(retain).with_metadata(near)),
+        case(
+            "retain",
+            &["-o", "cluster_size=16k"],
+            true,
+            options.clone().with_policy(retain).with_metadata(near.clone()),
+        ),
         case("subclusters", &["-o", "cluster_size=64k,extended_l2=on"], true, options.clone().with_metadata(holes)),
         case("encrypted", ENCRYPTED, false, options.clone().with_key(Secret::from("abc"))),
+        case(
+            "encrypted, retain",
+            ENCRYPTED,
+            false,
+            options.clone().with_key(Secret::from("abc")).with_policy(retain).with_metadata(near.clone()),
+        ),
         case("v2", &["-o", "compat=0.10,cluster_size=8k"], true, options.clone()),
         case(
             "detect",
@@ -79,7 +90,7 @@ const ENCRYPTED: &[&str] =
 /// An image that is whole, and its disk as QEMU reads it, if it has no key.
 fn judge(path: &Path, case: &Case) -> Vec<Vec<u8>> {
     let ours = read_all(&mut open(path, case.options.clone().read_only()));
-    if case.name == "encrypted" {
+    if case.name.starts_with("encrypted") {
         let file = FileStorage::open(path, FileAccess::Read).unwrap();
         let report = check(&file, &read_header(&file).unwrap(), &mut |_| ()).unwrap();
         assert!(report.is_clean(), "{report:?}");

@@ -65,6 +65,9 @@ pub struct SharedImage<S> {
     geometry: Geometry,
     options: OpenOptions,
     has_backing: bool,
+    /// Encrypted data must not change while they are read: half a sector of old bytes and half of new ones decrypt to
+    /// neither.
+    encrypted: bool,
     /// Bytes written since the last flush.
     written: AtomicU64,
     /// One flush at a time: a second one must not be answered while the barrier of the first is under way.
@@ -90,6 +93,7 @@ impl<S: Storage + Clone> SharedImage<S> {
             geometry: *image.geometry(),
             options: image.options().clone(),
             has_backing: image.header().backing_file.is_some(),
+            encrypted: image.header().header.crypt_method != 0,
             gate: Gate::new(image),
             written: AtomicU64::new(0),
             flushing: Mutex::new(()),
@@ -108,6 +112,7 @@ impl<S: Storage + Clone> SharedImage<S> {
         self.geometry = *image.geometry();
         self.options = image.options().clone();
         self.has_backing = image.header().backing_file.is_some();
+        self.encrypted = image.header().header.crypt_method != 0;
         *self.unpacked.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
         done
     }
@@ -140,6 +145,9 @@ impl<S: Storage> SharedImage<S> {
     /// As there.
     pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
         let length = into.len() as u64;
+        // A hole that a discard makes in a cluster that it keeps would be decrypted as if it were data.
+        let claimed = self.encrypted && length > 0 && self.guest_range(offset, length).is_ok();
+        let _claim = claimed.then(|| self.claim(offset, length));
         let (found, _ticket) = self.gate.decide_to_move(|image, epochs| {
             image.set_epochs(core_epochs(epochs));
             Ok::<_, Error>((image.map(offset, length)?, image.releases()))
