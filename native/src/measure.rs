@@ -2,17 +2,70 @@
 
 use std::ops::Range;
 
+use qcowkit_core::Error;
 use qcowkit_core::Result;
 use qcowkit_core::format::BitmapFlags;
-use qcowkit_core::image::LayerFormat;
-use qcowkit_core::operations::measure::{BitmapShape, Measure};
+use qcowkit_core::image::{CreateOptions, LayerFormat};
+use qcowkit_core::operations::measure::{BitmapShape, Measure, Measurement};
 use qcowkit_core::operations::read_bitmaps;
+use serde::Serialize;
 
+use crate::create::NewFormat;
 use crate::disk::Disk;
+use crate::options::create::ImageOptions;
 use crate::status::Statuses;
 
 /// The largest piece that is asked about at once.
 const PIECE_BYTES: u64 = 4 << 30;
+
+/// The sizes of the file of a new image: what `qcowkit measure --output=json` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Measured {
+    /// Bytes that the copies of its bitmaps take; `None` where there can be none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bitmaps: Option<u64>,
+    /// Bytes that are enough for the data that there are.
+    pub required: u64,
+    /// Bytes that are enough when every cluster is written.
+    pub fully_allocated: u64,
+}
+
+/// Measures a new image with these options: for a copy of `disk`, or for an empty disk of `size` bytes. With `retained`,
+/// what has a place and no data counts too: see [`data_clusters`].
+///
+/// # Errors
+/// Options that do not go together; what of `disk` cannot be read.
+pub fn measured(options: &ImageOptions, disk: Option<&mut Disk>, size: u64, retained: bool) -> Result<Measured> {
+    let size = disk.as_ref().map_or(size, |disk| disk.virtual_size());
+    let size = size.checked_next_multiple_of(512).unwrap_or(size);
+    let new = options.new_image(size).map_err(Error::invalid)?;
+    let encryption = options.encryption().map_err(Error::invalid)?.map_or(0, |wanted| wanted.luks.header_bytes());
+    let (measured, bitmaps) = match &new.format {
+        NewFormat::Raw(_) => (Measurement { required: size, fully_allocated: size }, None),
+        NewFormat::Qcow2(options) => {
+            let measure = Measure::new(options, size, encryption)?;
+            of_qcow2(&measure, options, disk, retained)?
+        }
+    };
+    Ok(Measured { bitmaps, required: measured.required, fully_allocated: measured.fully_allocated })
+}
+
+fn of_qcow2(
+    measure: &Measure,
+    options: &CreateOptions,
+    disk: Option<&mut Disk>,
+    retained: bool,
+) -> Result<(Measurement, Option<u64>)> {
+    let Some(disk) = disk else { return Ok((measure.of(0), None)) };
+    let shapes = if options.version < 3 { None } else { bitmaps(disk)? };
+    // How much of it the new backing file has cannot be told without reading both.
+    let data = match options.backing_file {
+        Some(_) => u64::MAX,
+        None => data_clusters(disk, measure, retained)?,
+    };
+    Ok((measure.of(data), shapes.map(|shapes| measure.bitmaps(&shapes))))
+}
 
 /// Clusters of the new image that data of `disk` touch. With `retained`, also those that only have a place, in the
 /// layer below the top, or in the top where there is no other: what a commit with `discard-no-unref` leaves there.

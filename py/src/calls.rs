@@ -151,6 +151,11 @@ impl Progress {
         Self { callback, told: None }
     }
 
+    /// As [`Progress::tell`], where the work cannot be broken off here: its next read of the storage ends it.
+    pub(crate) fn note(&mut self, done: u64, total: u64) {
+        let _ = self.tell(done, total);
+    }
+
     /// Tells, at most once in a while and always at the end; breaks when the call is to end.
     pub(crate) fn tell(&mut self, done: u64, total: u64) -> ControlFlow<()> {
         if poll(false) {

@@ -10,6 +10,9 @@
 //! | [`create`] | making new images |
 //! | [`storage`] | one kind of storage for all sources: files, bytes, Python's file objects, edits in memory |
 //! | [`calls`] | what a call hears while it works: Ctrl-C, progress, exceptions of Python objects that it calls |
+//! | [`reports`] | reports and tables of images, and of files that need not be images |
+//! | [`lab`] | traces, and their replay under policies |
+//! | [`table`] | columns in memory, lent to other libraries by Arrow's interface and the buffer protocol |
 //! | [`convert`] | reports as Python's own objects |
 //! | [`error`] | errors of the core as exceptions |
 //!
@@ -32,8 +35,11 @@ mod convert;
 mod create;
 mod error;
 mod image;
+mod lab;
 mod opening;
+mod reports;
 mod storage;
+mod table;
 
 use pyo3::prelude::*;
 
@@ -46,6 +52,12 @@ mod _qcowkit {
     use super::create::{create, format_of, parse_size};
     #[pymodule_export]
     use super::image::Image;
+    #[pymodule_export]
+    use super::lab::{Trace, replay};
+    #[pymodule_export]
+    use super::reports::{RepairPlan, apply_repair, audit, check, measure, plan_repair, ranges_of_table, undo_repair};
+    #[pymodule_export]
+    use super::table::{Column, Table, table_of};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -36,7 +36,7 @@ def test_info_is_qemus(options: str, qemu_img: Run, qemu_info: Info, tmp_path: P
     path = tmp_path / "disk.qcow2"
     qemu_img("create", "-f", "qcow2", "-o", options, str(path), "10M")
     with qcowkit.open(path) as image:
-        assert image.info() == qemu_info(path)
+        assert image.info().to_dict() == qemu_info(path)
 
 
 def test_an_encrypted_image_tells_how(qemu_img: Run, qemu_info: Info, tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_an_encrypted_image_tells_how(qemu_img: Run, qemu_info: Info, tmp_path: 
     options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=1"
     qemu_img("create", "-f", "qcow2", "--object", "secret,id=s,data=abc", "-o", options, str(path), "1M")
     with qcowkit.open(path) as image:
-        info = image.info()
+        info = image.info().to_dict()
     assert info == qemu_info(path)
     assert info["format-specific"]["data"]["encrypt"]["format"] == "luks"
 
@@ -53,12 +53,12 @@ def test_snapshots_bitmaps_and_a_missing_backing_file_are_told(qemu_img: Run, qe
     path = tmp_path / "disk.qcow2"
     qemu_img("create", "-f", "qcow2", "-u", "-b", "gone.qcow2", "-F", "qcow2", str(path), "10M")
     with qcowkit.open(path) as image:
-        assert image.info() == qemu_info(path)
+        assert image.info().to_dict() == qemu_info(path)
     qemu_img("create", "-f", "qcow2", str(path), "10M")
     qemu_img("snapshot", "-c", "before", str(path))
     qemu_img("bitmap", "--add", str(path), "backup")
     with qcowkit.open(path) as image:
-        info = image.info()
+        info = image.info().to_dict()
     assert info == qemu_info(path)
     assert info["snapshots"][0]["name"] == "before"
     assert info["format-specific"]["data"]["bitmaps"][0]["name"] == "backup"
@@ -66,7 +66,7 @@ def test_snapshots_bitmaps_and_a_missing_backing_file_are_told(qemu_img: Run, qe
 
 def test_info_is_what_the_command_line_prints(disk: Path, qcowkit_program: Run) -> None:
     with qcowkit.open(disk) as image:
-        assert image.info() == json.loads(qcowkit_program("info", "--output=json", str(disk)))
+        assert image.info().to_dict() == json.loads(qcowkit_program("info", "--output=json", str(disk)))
 
 
 def test_looking_changes_nothing(disk: Path) -> None:
@@ -152,9 +152,9 @@ def test_an_image_in_use_is_refused(disk: Path) -> None:
 
 def test_threads_may_share_an_image(disk: Path) -> None:
     with qcowkit.open(disk) as image:
-        expected = image.info()
+        expected = image.info().to_dict()
         seen: list[dict[str, Any]] = []
-        threads = [threading.Thread(target=lambda: seen.append(image.info())) for _ in range(8)]
+        threads = [threading.Thread(target=lambda: seen.append(image.info().to_dict())) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:

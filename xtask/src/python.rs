@@ -21,7 +21,9 @@ pub(crate) fn test(report: &mut Report) -> Result<(), Failure> {
     report.check("python: ruff", tool(&venv, "ruff").args(["check", "py"]));
     report.check("python: ruff format", tool(&venv, "ruff").args(["format", "--check", "py"]));
     report.check("python: mypy", tool(&venv, "mypy").arg("py/python").arg("py/tests"));
-    report.check("python: stubs", tool(&venv, "python").args(["-m", "mypy.stubtest", "qcowkit", "--concise"]));
+    let stubs = ["-m", "mypy.stubtest", "qcowkit", "--concise", "--mypy-config-file", "pyproject.toml"];
+    let allowed = ["--allowlist", "py/stubtest-allowlist.txt", "--ignore-unused-allowlist"];
+    report.check("python: stubs", tool(&venv, "python").args(stubs).args(allowed));
     report.runner(
         "python: tests",
         tool(&venv, "python").args(["-m", "pytest", "py/tests"]).env("QCOWKIT_PROGRAM", run::program()),

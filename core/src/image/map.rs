@@ -51,8 +51,9 @@ impl Extent {
         matches!(self.content, Content::Zero { .. } | Content::Unallocated)
     }
 
-    /// Whether `next` goes on with the same content right behind this one.
-    fn continues_with(&self, next: &Self) -> bool {
+    /// Whether `next` goes on with the same content right behind this one: both are one run.
+    #[must_use]
+    pub fn continues_with(&self, next: &Self) -> bool {
         self.depth == next.depth
             && self.guest_offset.saturating_add(self.length) == next.guest_offset
             && match (self.content, next.content) {

@@ -1,5 +1,7 @@
 //! Discarding ranges of an image, for real or for show, and telling what became of them.
 
+use alloc::string::String;
+
 use crate::error::Result;
 use crate::image::{Content, Image};
 use crate::storage::{CountingStorage, Storage};
@@ -59,6 +61,28 @@ pub struct TrimReport {
     pub host_discards: u64,
     /// Zeros written to the host instead, in bytes.
     pub host_zeroes: u64,
+}
+
+/// What discards of an image did, or would do: what `qcowkit discard --output=json` prints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct DiscardReport {
+    /// The name of the image.
+    pub filename: String,
+    /// Nothing was changed.
+    pub dry_run: bool,
+    /// What became of the ranges.
+    #[cfg_attr(feature = "serde", serde(flatten))]
+    pub trim: TrimReport,
+    /// Bytes that the host held for the file before, where it can tell.
+    pub host_bytes_before: Option<u64>,
+    /// And afterwards; not known of a dry run.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub host_bytes_after: Option<u64>,
+    /// Bytes of the file before.
+    pub file_length_before: u64,
+    /// And afterwards.
+    pub file_length_after: u64,
 }
 
 /// Discards ranges, and flushes. The counters of the storage are set back.

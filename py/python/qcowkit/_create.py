@@ -142,5 +142,5 @@ def probe(source: Source) -> dict[str, Any]:
     known, length = _qcowkit.format_of(source)
     if known == "qcow2":
         with open(source, lock=False) as image:
-            return image.info()
+            return image.info().to_dict()
     return {"format": known, "virtual-size": length} if known == "raw" else {"format": known}

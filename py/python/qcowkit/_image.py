@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from qcowkit import _html
 from qcowkit._bitmaps import Bitmaps
 from qcowkit._bytes import GuestBytes
+from qcowkit._looks import Looks
 from qcowkit._partitions import Partitions
 from qcowkit._save import Save
 from qcowkit._shape import Shape
 from qcowkit._snapshots import Snapshots
+from qcowkit.reports import ImageInfo
 
 __all__ = ["Image"]
 
 
-class Image(GuestBytes, Snapshots, Bitmaps, Partitions, Shape, Save):
+class Image(GuestBytes, Snapshots, Bitmaps, Partitions, Shape, Save, Looks):
     """An open qcow2 image; made by :func:`qcowkit.open` and :func:`qcowkit.create`.
 
     Closing is explicit: by `close()`, or by `with`. Methods of a closed image raise `ValueError`, as those of Python's
@@ -22,10 +23,8 @@ class Image(GuestBytes, Snapshots, Bitmaps, Partitions, Shape, Save):
     waits for its turn, and other threads of the program go on meanwhile.
     """
 
-    def info(self) -> dict[str, Any]:
-        """What the image says of itself: the object that `qcowkit info --output=json` prints.
-
-        The keys are those of `qemu-img info --output=json`; sizes are in bytes.
+    def info(self) -> ImageInfo:
+        """What the image says of itself: what `qcowkit info` tells, with the members of `qemu-img info --output=json`.
 
         Raises:
             qcowkit.errors.CorruptImageError: a table that has to be read makes no sense.
@@ -35,8 +34,10 @@ class Image(GuestBytes, Snapshots, Bitmaps, Partitions, Shape, Save):
         ...     image.info()["virtual-size"]
         1073741824
         """
-        info: dict[str, Any] = self._handle.info()
-        return info
+        return ImageInfo._of(self._handle.info())
+
+    def _repr_html_(self) -> str:
+        return _html.page(repr(self), "") if self.closed else self.info()._repr_html_()
 
     def view(self, snapshot: str) -> Image:
         """The disk as it was when an internal snapshot was taken: an image of its own, read-only.

@@ -198,6 +198,11 @@ impl Image {
         self.unless_closed(py, done)
     }
 
+    /// What messages and reports call the image.
+    pub(crate) fn called(&self) -> Option<&OsStr> {
+        self.name.as_deref()
+    }
+
     /// Refuses what would take away from under views of snapshots what they show.
     ///
     /// # Errors

@@ -71,6 +71,30 @@ impl SpaceClass {
         Self::BeyondLastUsed,
     ];
 
+    /// The name for programs, as in JSON.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Header => "header",
+            Self::L1Table => "l1_table",
+            Self::RefcountTable => "refcount_table",
+            Self::RefcountBlocks => "refcount_blocks",
+            Self::L2Tables => "l2_tables",
+            Self::SnapshotMetadata => "snapshot_metadata",
+            Self::BitmapMetadata => "bitmap_metadata",
+            Self::BitmapData => "bitmap_data",
+            Self::EncryptionHeader => "encryption_header",
+            Self::LiveData => "live_data",
+            Self::CompressedData => "compressed_data",
+            Self::CompressedSlack => "compressed_slack",
+            Self::OnlyInSnapshots => "only_in_snapshots",
+            Self::ZeroRetained => "zero_retained",
+            Self::Leaked => "leaked",
+            Self::Free => "free",
+            Self::BeyondLastUsed => "beyond_last_used",
+        }
+    }
+
     /// The name for people.
     #[must_use]
     pub const fn title(self) -> &'static str {
@@ -270,6 +294,14 @@ impl<'a, S: ReadStorage + ?Sized> HostCursor<'a, S> {
 mod tests {
     use super::*;
     use crate::storage::{MemoryStorage, Storage};
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn names_for_programs_are_those_of_json() {
+        for class in SpaceClass::ALL {
+            assert_eq!(serde_json::to_value(class).unwrap(), class.code());
+        }
+    }
 
     #[test]
     fn lines_add_up_and_know_holes() {

@@ -1,6 +1,8 @@
 //! One way to run an image: what is compared in the lab.
 
 use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
 use core::fmt::Write;
 
 use crate::image::{CreateOptions, DetectZeroes, OpenOptions, Preallocation};
@@ -74,6 +76,31 @@ impl LabConfig {
     #[must_use]
     pub fn three_policies() -> [Self; 3] {
         [Self::ignore(), Self::unmap(), Self::no_unref()]
+    }
+
+    /// What is worth trying before a configuration is recommended: this one under each of the three policies, and
+    /// variations of those that discard. Each is named after what it is.
+    #[must_use]
+    pub fn candidates(&self) -> Vec<Self> {
+        let [ignore, unmap, no_unref] = Self::three_policies().map(|policy| Self {
+            discard: policy.discard,
+            policy: DiscardPolicy { unref: policy.policy.unref, ..self.policy },
+            ..self.clone()
+        });
+        let large = 512 << 10;
+        let mut all = vec![
+            ignore,
+            unmap.clone(),
+            no_unref.clone(),
+            Self { allocation: AllocationPolicy::FillHoles, ..unmap.clone() },
+            Self { allocation: AllocationPolicy::Near, ..unmap.clone() },
+            Self { preallocation: Preallocation::Metadata, ..no_unref.clone() },
+            Self { cluster_size: large, ..unmap },
+            Self { cluster_size: large, ..no_unref.clone() },
+            Self { cluster_size: 128 << 10, extended_l2: true, ..no_unref },
+        ];
+        all.iter_mut().for_each(|config| config.name = config.describe());
+        all
     }
 
     /// The name of the discard policy: `ignore`, `unmap` or `no-unref`.

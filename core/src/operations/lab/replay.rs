@@ -328,6 +328,23 @@ impl Replay {
     /// # Errors
     /// As [`Replay::apply`], with the number of the operation.
     pub fn run(&mut self, trace: &Trace, options: &LabOptions, progress: &mut dyn FnMut(u64)) -> Result<()> {
+        let mut go_on = |done| {
+            progress(done);
+            true
+        };
+        self.run_while(trace, options, &mut go_on).map(drop)
+    }
+
+    /// As [`Replay::run`], until `go_on` says no; gives whether all operations were done.
+    ///
+    /// # Errors
+    /// As [`Replay::run`].
+    pub fn run_while(
+        &mut self,
+        trace: &Trace,
+        options: &LabOptions,
+        go_on: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<bool> {
         const PROGRESS: u64 = 4096;
         let total = u64::try_from(trace.operations.len()).unwrap_or(u64::MAX);
         let step = total.div_ceil(options.samples.max(1)).max(1);
@@ -340,12 +357,11 @@ impl Replay {
             if number.is_multiple_of(step) && number < total {
                 self.sample()?;
             }
-            if number.is_multiple_of(PROGRESS) {
-                progress(number);
+            if number.is_multiple_of(PROGRESS) && !go_on(number) {
+                return Ok(false);
             }
         }
-        progress(total);
-        Ok(())
+        Ok(go_on(total))
     }
 }
 

@@ -23,6 +23,7 @@ mod orphans;
 mod settle;
 mod shape;
 mod snapshots;
+mod summary;
 mod tables;
 mod undo;
 mod workbench;
@@ -40,6 +41,7 @@ use crate::storage::{OverlayStorage, ReadStorage, Storage};
 
 pub use findings::{MAX_REPAIR_FINDINGS, RepairAction, RepairFinding};
 pub use orphans::{MAX_ORPHANS, OrphanedTable, find_orphans};
+pub use summary::{CheckDetails, CheckSummary, RepairState};
 pub use undo::UndoLog;
 
 use settle::Change;

@@ -6,8 +6,9 @@ use std::io::{self, Write};
 use qcowkit_core::Structure;
 use qcowkit_core::operations::CheckReport;
 use qcowkit_core::operations::check::{Finding, FindingKind, Severity};
-use qcowkit_core::operations::repair::{OrphanedTable, RepairAction, RepairFinding, RepairPlan};
-use serde_json::json;
+use qcowkit_core::operations::repair::{
+    CheckSummary, OrphanedTable, RepairAction, RepairFinding, RepairPlan, RepairState,
+};
 
 use super::super::json::Json;
 use super::super::personality::Personality;
@@ -220,45 +221,12 @@ pub(crate) fn prospect(planned: &RepairPlan, out: &mut dyn Write) -> io::Result<
 /// qemu-img's members, which it leaves out where they are 0; in our own mode all of the report as well, under `qcowkit`.
 pub(crate) fn json(
     report: &CheckReport,
-    planned: Option<(&RepairPlan, bool)>,
+    planned: Option<(&RepairPlan, RepairState)>,
     orphans: &[OrphanedTable],
     file: &OsStr,
     personality: Personality,
 ) -> io::Result<Json> {
-    let fixed = planned.filter(|(_, dry_run)| !dry_run).map(|(planned, _)| planned);
-    let counters = [
-        ("image-end-offset", report.image_end_offset),
-        ("compressed-clusters", report.compressed_clusters),
-        ("total-clusters", report.total_clusters),
-        ("corruptions", report.corruptions),
-        ("leaks", report.leaks),
-        ("leaks-fixed", fixed.map_or(0, RepairPlan::leaks_fixed)),
-        ("corruptions-fixed", fixed.map_or(0, RepairPlan::corruptions_fixed)),
-        ("allocated-clusters", report.allocated_clusters),
-        ("fragmented-clusters", report.fragmented_clusters),
-    ];
-    let mut members = serde_json::Map::new();
-    for (name, count) in counters {
-        if count > 0 {
-            members.insert(name.into(), count.into());
-        }
-    }
-    members.insert("check-errors".into(), report.check_errors.into());
-    members.insert("filename".into(), file.to_string_lossy().into());
-    members.insert("format".into(), "qcow2".into());
-    if personality.is_own() {
-        let mut own = json!({
-            "warnings": report.warnings,
-            "incomplete": report.incomplete,
-            "findings": report.findings,
-            "findings_omitted": report.findings_omitted,
-            "orphaned_tables": orphans,
-        });
-        if let (Some((planned, dry_run)), Some(own)) = (planned, own.as_object_mut()) {
-            let key = if dry_run { "repair_plan" } else { "repair" };
-            own.insert(key.into(), serde_json::to_value(planned).map_err(io::Error::other)?);
-        }
-        members.insert("qcowkit".into(), own);
-    }
-    Ok(serde_json::Value::Object(members).into())
+    let name = file.to_string_lossy();
+    let summary = CheckSummary::new(&name, report, orphans, planned);
+    Json::of(&if personality.is_own() { summary } else { summary.as_qemu() })
 }

@@ -3,11 +3,11 @@
 use std::io::{self, Write};
 
 use super::super::size::human;
-use super::super::verbs::discard::Report;
 use super::table::{Align, Table};
+use qcowkit_core::operations::trim::DiscardReport;
 
 /// What was done, or would be.
-pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+pub(crate) fn print(report: &DiscardReport, out: &mut dyn Write) -> io::Result<()> {
     let trim = &report.trim;
     let would = if report.dry_run { "would discard" } else { "discarded" };
     let ranges = if trim.ranges == 1 { "1 range".into() } else { format!("{} ranges", trim.ranges) };
@@ -35,19 +35,13 @@ pub(crate) fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     if trim.host_zeroes > 0 {
         writeln!(out, "  zeros written in the file: {}", human(trim.host_zeroes))?;
     }
-    match report.host_bytes_after {
-        Some(after) => {
-            writeln!(
-                out,
-                "  the host held {} for the file, and holds {} now",
-                human(report.host_bytes_before),
-                human(after)
-            )
+    match (report.host_bytes_before, report.host_bytes_after) {
+        (Some(before), Some(after)) => {
+            writeln!(out, "  the host held {} for the file, and holds {} now", human(before), human(after))
         }
-        None => writeln!(
-            out,
-            "  the host holds {} for the file; nothing was changed (dry run)",
-            human(report.host_bytes_before)
-        ),
+        (Some(before), None) => {
+            writeln!(out, "  the host holds {} for the file; nothing was changed (dry run)", human(before))
+        }
+        (None, _) => Ok(()),
     }
 }

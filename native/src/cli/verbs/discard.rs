@@ -5,7 +5,6 @@ use std::io::Read;
 
 use qcowkit_core::image::{Found, Image, LayerFormat, Opener, Reference};
 use qcowkit_core::storage::{CountingStorage, OverlayStorage, ReadStorage, Storage};
-use serde::Serialize;
 
 use crate::cli::args::{DiscardArgs, OutputFormat};
 use crate::cli::failure::{Failure, Outcome};
@@ -16,7 +15,7 @@ use crate::cli::progress::Progress;
 use crate::cli::runtime;
 use crate::file::FileStorage;
 use crate::open::FileOpener;
-use crate::trim::{GuestRange, TrimReport, trim};
+use qcowkit_core::operations::trim::{DiscardReport, GuestRange, TrimReport, trim};
 
 /// Discards ranges, or tells what that would do.
 pub(crate) fn run(args: &DiscardArgs, session: &mut Session<'_>) -> Outcome {
@@ -34,22 +33,6 @@ pub(crate) fn run(args: &DiscardArgs, session: &mut Session<'_>) -> Outcome {
         OutputFormat::Json => super::print_json(session.out, &report)?,
     }
     Ok(0)
-}
-
-/// What was done, or would be.
-#[derive(Debug, Serialize)]
-pub(crate) struct Report {
-    pub(crate) filename: String,
-    pub(crate) dry_run: bool,
-    #[serde(flatten)]
-    pub(crate) trim: TrimReport,
-    /// Bytes that the host held for the file before.
-    pub(crate) host_bytes_before: u64,
-    /// And afterwards; not known of a dry run.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) host_bytes_after: Option<u64>,
-    pub(crate) file_length_before: u64,
-    pub(crate) file_length_after: u64,
 }
 
 struct Plan {
@@ -76,7 +59,7 @@ impl Plan {
         Ok(Self { source, words, all })
     }
 
-    fn carry_out(&self, storage: FileStorage, dry_run: bool, progress: Progress<'_>) -> Result<Report, Failure> {
+    fn carry_out(&self, storage: FileStorage, dry_run: bool, progress: Progress<'_>) -> Result<DiscardReport, Failure> {
         let path = self.source.path.display().to_string();
         let failed = |error: qcowkit_core::Error| Failure::in_file(&path, &error);
         let sizes =
@@ -91,11 +74,11 @@ impl Plan {
             let (held, length) = sizes(&storage).map_err(failed)?;
             (trim, (Some(held), length))
         };
-        Ok(Report {
+        Ok(DiscardReport {
             filename: path.clone(),
             dry_run,
             trim,
-            host_bytes_before: before.0,
+            host_bytes_before: Some(before.0),
             host_bytes_after: after.0,
             file_length_before: before.1,
             file_length_after: after.1,

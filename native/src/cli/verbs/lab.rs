@@ -144,25 +144,18 @@ fn trace_format(name: &str) -> Result<TraceFormat, Failure> {
 fn configs(args: &ReplayArgs) -> Result<Vec<LabConfig>, Failure> {
     let common = OptionList::parse(&args.options).map_err(|error| Failure::usage(error.to_string()))?;
     let wanted: Vec<&str> = match (args.policy.as_slice(), args.advise) {
+        ([], true) => {
+            let (mut base, mut name) = (LabConfig::default(), None);
+            set_all(&mut base, &common, &mut name)?;
+            let mut all = base.candidates();
+            all.iter_mut().zip(name.iter().cycle()).for_each(|(config, name)| config.name.clone_from(name));
+            return Ok(all);
+        }
         ([], false) => vec!["ignore", "unmap", "no-unref"],
-        ([], true) => ADVISE.to_vec(),
         (given, _) => given.iter().map(String::as_str).collect(),
     };
     wanted.into_iter().map(|policy| config(policy, &common)).collect()
 }
-
-/// What is tried for `--advise` when no policy is named.
-const ADVISE: [&str; 9] = [
-    "ignore",
-    "unmap",
-    "no-unref",
-    "unmap,allocator=fill-holes",
-    "unmap,allocator=near",
-    "no-unref,preallocation=metadata",
-    "unmap,cluster_size=512k",
-    "no-unref,cluster_size=512k",
-    "no-unref,cluster_size=128k,extended_l2=on",
-];
 
 fn config(text: &str, common: &OptionList) -> Result<LabConfig, Failure> {
     let (policy, rest) = text.split_once(',').unwrap_or((text, ""));
@@ -174,15 +167,21 @@ fn config(text: &str, common: &OptionList) -> Result<LabConfig, Failure> {
     };
     let own = OptionList::parse(&[rest]).map_err(|error| Failure::usage(error.to_string()))?;
     let mut name = None;
-    for (key, value) in common.entries.iter().chain(&own.entries) {
-        if key == "name" {
-            name = Some(value.clone());
-        } else {
-            set(&mut config, key, value).map_err(Failure::usage)?;
-        }
-    }
+    set_all(&mut config, common, &mut name)?;
+    set_all(&mut config, &own, &mut name)?;
     config.name = name.unwrap_or_else(|| config.describe());
     Ok(config)
+}
+
+fn set_all(config: &mut LabConfig, options: &OptionList, name: &mut Option<String>) -> Result<(), Failure> {
+    for (key, value) in &options.entries {
+        if key == "name" {
+            *name = Some(value.clone());
+        } else {
+            set(config, key, value).map_err(Failure::usage)?;
+        }
+    }
+    Ok(())
 }
 
 fn set(config: &mut LabConfig, key: &str, value: &str) -> Result<(), String> {
