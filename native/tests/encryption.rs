@@ -41,9 +41,9 @@ fn qemu_io(path: &Path, commands: &[&str]) -> String {
 fn grid() -> Vec<LuksFormat> {
     let all = std::env::var("QCOWKIT_GRID").is_ok_and(|value| value == "all");
     let mut grid = Vec::new();
-    for algorithm in CipherAlgorithm::ALL {
+    for algorithm in CipherAlgorithm::ALL.iter().copied() {
         for mode in CipherMode::ALL {
-            let essiv = HashAlgorithm::ALL.map(VectorGenerator::Essiv);
+            let essiv = HashAlgorithm::ALL.iter().copied().map(VectorGenerator::Essiv);
             let generators = [VectorGenerator::Plain, VectorGenerator::Plain64].into_iter().chain(essiv);
             let mut valid = Vec::new();
             for vectors in generators {

@@ -1,12 +1,10 @@
 //! The guest's bytes: read, written, discarded; the size of the disk, and where its parts are.
 
-use std::rc::Rc;
-
 use qcowkit_core::image::OpenOptions;
 use qcowkit_core::operations::partitions::partitions;
 use qcowkit_core::operations::status::Statuses;
 use qcowkit_core::operations::trim::{GuestRange, TrimReport, trim};
-use qcowkit_core::storage::{CountingStorage, ReadStorage};
+use qcowkit_core::storage::ReadStorage;
 use qcowkit_core::{Error, ErrorKind, Result};
 use serde::Serialize;
 use wasm_bindgen::prelude::*;
@@ -17,6 +15,7 @@ use crate::json;
 use crate::limits::{MAX_READ_BYTES, MAX_ROWS, limit};
 use crate::open::{self, range};
 use crate::options::{Options, Thrown, bytes, invalid};
+use crate::store::store;
 
 /// What discards did, or would do.
 #[derive(Serialize)]
@@ -132,7 +131,7 @@ impl Open {
         self.settle()?;
         let file_length_before = self.edits.len()?;
         let copy = self.edits.fork()?;
-        let mut disk = self.open_disk(CountingStorage::new(Rc::clone(&copy)), options)?;
+        let mut disk = self.open_disk(store(&copy), options)?;
         let trim = trim(&mut disk, ranges, &mut |_, _| ())?;
         disk.finish()?;
         Ok(DiscardReport { dry_run: true, trim, file_length_before, file_length_after: copy.len()? })

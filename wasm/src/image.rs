@@ -5,7 +5,7 @@ use std::rc::Rc;
 use qcowkit_core::image::{Image, OpenOptions};
 use qcowkit_core::operations::info::ImageInfo;
 use qcowkit_core::operations::read_header;
-use qcowkit_core::storage::{CountingStorage, OverlayMark, ReadStorage};
+use qcowkit_core::storage::{OverlayMark, ReadStorage};
 use qcowkit_core::{Error, ErrorKind, Result};
 use wasm_bindgen::prelude::*;
 
@@ -14,7 +14,7 @@ use crate::json;
 use crate::open::{self, Setup};
 use crate::options::{Options, Thrown, bytes, number};
 use crate::source::Base;
-use crate::store::{Edits, Store};
+use crate::store::{Edits, Store, store};
 
 /// What is behind the class `Image` of the TypeScript layer, which documents it.
 #[wasm_bindgen]
@@ -42,7 +42,7 @@ impl Open {
 
     /// The file as edited, with counters of its own.
     pub(crate) fn store(&self) -> Store {
-        CountingStorage::new(Rc::clone(&self.edits))
+        store(&self.edits)
     }
 
     /// Opens the disk, under other options than the image's perhaps.
@@ -116,10 +116,9 @@ impl RawImage {
     }
 
     /// Does something with the file as edited.
-    pub(crate) fn with_file<T>(&mut self, work: impl FnOnce(&Store) -> Result<T>) -> Thrown<T> {
+    pub(crate) fn with_file<T>(&mut self, work: impl FnOnce(&dyn ReadStorage) -> Result<T>) -> Thrown<T> {
         let open = self.open_mut()?;
-        let store = open.store();
-        outcome(open.settle().and_then(|()| work(&store)))
+        outcome(open.settle().and_then(|()| work(&*open.edits)))
     }
 }
 
@@ -132,8 +131,7 @@ impl RawImage {
         let create = open::new_image(&mut given)?;
         given.finish()?;
         let edits = outcome(Edits::new(Base::empty(), setup.max_edit_bytes).map_err(Error::from))?;
-        let store = CountingStorage::new(Rc::clone(&edits));
-        outcome(Image::create(store, size, &create).and_then(Image::close).map(drop))?;
+        outcome(Image::create(store(&edits), size, &create).and_then(Image::close).map(drop))?;
         Self::begin(Open::new(edits, setup))
     }
 

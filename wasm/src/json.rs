@@ -33,6 +33,7 @@ struct Writer {
 }
 
 impl Writer {
+    #[inline(never)]
     fn unsigned(&mut self, value: u64) {
         let bits = std::mem::take(&mut self.bits);
         let mut digits = [0u8; 20];
@@ -57,7 +58,10 @@ impl Writer {
         }
     }
 
+    #[inline(never)]
     fn string(&mut self, value: &str) {
+        // Bits are never texts.
+        self.bits = false;
         self.out.push('"');
         for letter in value.chars() {
             match letter {
@@ -76,26 +80,37 @@ impl Writer {
         self.out.push('"');
     }
 
+    // What is the same for all types stands apart from what there is one of for each.
+
+    #[inline(never)]
     fn key(&mut self, key: &str) {
-        if !self.out.ends_with('{') {
-            self.out.push(',');
-        }
+        self.comma(b'{');
         self.string(key);
         self.out.push(':');
-    }
-
-    fn member<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), Never> {
-        self.key(key);
         self.bits = BITS.contains(&key);
-        value.serialize(&mut *self)?;
-        self.bits = false;
-        Ok(())
     }
 
-    fn item<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Never> {
-        if !self.out.ends_with('[') {
+    #[inline(never)]
+    fn comma(&mut self, open: u8) {
+        if self.out.as_bytes().last() != Some(&open) {
             self.out.push(',');
         }
+    }
+
+    #[inline(never)]
+    fn literal(&mut self, text: &'static str) {
+        self.out.push_str(text);
+    }
+
+    #[inline(always)]
+    fn member<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), Never> {
+        self.key(key);
+        value.serialize(&mut *self)
+    }
+
+    #[inline(always)]
+    fn item<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Never> {
+        self.comma(b'[');
         value.serialize(&mut *self)
     }
 
@@ -141,7 +156,7 @@ impl<'a> ser::Serializer for &'a mut Writer {
     type SerializeStructVariant = Compound<'a>;
 
     fn serialize_bool(self, value: bool) -> Result<(), Never> {
-        self.out.push_str(if value { "true" } else { "false" });
+        self.literal(if value { "true" } else { "false" });
         Ok(())
     }
     fn serialize_i8(self, value: i8) -> Result<(), Never> {
@@ -197,7 +212,8 @@ impl<'a> ser::Serializer for &'a mut Writer {
         value.serialize(self)
     }
     fn serialize_unit(self) -> Result<(), Never> {
-        self.out.push_str("null");
+        self.bits = false;
+        self.literal("null");
         Ok(())
     }
     fn serialize_unit_struct(self, _: &'static str) -> Result<(), Never> {
@@ -272,7 +288,7 @@ macro_rules! items {
                 self.writer.item(value)
             }
             fn end(self) -> Result<(), Never> {
-                self.writer.out.push_str(self.close);
+                self.writer.literal(self.close);
                 Ok(())
             }
         })*
@@ -290,7 +306,7 @@ macro_rules! members {
                 self.writer.member(key, value)
             }
             fn end(self) -> Result<(), Never> {
-                self.writer.out.push_str(self.close);
+                self.writer.literal(self.close);
                 Ok(())
             }
         })*
@@ -303,9 +319,7 @@ impl ser::SerializeMap for Compound<'_> {
     type Ok = ();
     type Error = Never;
     fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), Never> {
-        if !self.writer.out.ends_with('{') {
-            self.writer.out.push(',');
-        }
+        self.writer.comma(b'{');
         key.serialize(&mut *self.writer)
     }
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Never> {
@@ -313,7 +327,7 @@ impl ser::SerializeMap for Compound<'_> {
         value.serialize(&mut *self.writer)
     }
     fn end(self) -> Result<(), Never> {
-        self.writer.out.push_str(self.close);
+        self.writer.literal(self.close);
         Ok(())
     }
 }

@@ -3,7 +3,6 @@
 //! What is exported is private to the TypeScript layer in `wasm/js`, which documents it; that is the package's API.
 #![allow(missing_docs, reason = "the documentation is that of the TypeScript layer")]
 
-mod codecs;
 mod edits;
 mod error;
 mod guest;

@@ -21,7 +21,6 @@ use crate::json;
 use crate::limits::{MAX_READ_BYTES, MAX_ROWS, limit};
 use crate::open::range;
 use crate::options::{Options, Thrown, bytes, invalid, number, set};
-use crate::store::Store;
 
 /// Tells JavaScript how far a call is. What its function throws ends the call.
 pub(crate) fn tell(progress: Option<&Function>, part: f64) {
@@ -57,7 +56,7 @@ impl RawImage {
         }
         let options = RepairOptions { relink };
         let planned =
-            self.with_file(|store| plan(store, level, &options, &mut |part| tell(progress.as_ref(), part)))?;
+            self.with_file(|store| plan(&store, level, &options, &mut |part| tell(progress.as_ref(), part)))?;
         if !dry_run {
             let open = self.open_mut()?;
             outcome(open.writable())?;
@@ -185,7 +184,7 @@ impl RawImage {
 }
 
 /// A structure by its name on the command line; `None` for another name.
-fn show(inspector: &Inspector<'_, Store>, name: &str, part: EntryRange) -> Option<String> {
+fn show(inspector: &Inspector<'_, dyn ReadStorage + '_>, name: &str, part: EntryRange) -> Option<String> {
     let (name, index) = name.split_once(':').map_or((name, None), |(name, index)| (name, Some(index)));
     let number = || index?.parse::<u64>().ok();
     Some(match (name, index) {
@@ -245,7 +244,7 @@ fn part_of_file(options: &JsValue) -> Thrown<(ClusterOptions, Option<Function>)>
 
 /// Hands out runs, as many as one call may list; gives where to go on.
 fn visit(
-    store: &Store,
+    store: &dyn ReadStorage,
     wanted: &ClusterOptions,
     progress: Option<&Function>,
     take: &mut dyn FnMut(ClusterRun),

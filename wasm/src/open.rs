@@ -11,15 +11,13 @@ use qcowkit_core::image::{
     CreateOptions, DetectZeroes, Found, LayerFormat, OpenOptions, Opener, Preallocation, Reference, Role,
 };
 use qcowkit_core::metadata::{AllocationPolicy, DiscardPolicy, RetainedOp, Unref};
-use qcowkit_core::storage::CountingStorage;
 use qcowkit_core::{Error, ErrorKind, Structure};
 use wasm_bindgen::prelude::*;
 
-use crate::codecs::ReadingCodecs;
 use crate::error;
 use crate::options::{Options, Thrown, bytes, invalid, set};
 use crate::source::Base;
-use crate::store::{Edits, MAX_EDIT_BYTES, Store};
+use crate::store::{Edits, MAX_EDIT_BYTES, Store, store};
 
 /// Rounds of key derivation that an image may ask for, unless told otherwise: some ten seconds here.
 const KEY_ITERATIONS: u32 = 20_000_000;
@@ -53,8 +51,8 @@ impl Setup {
     /// Reads what `create` and `open` have in common.
     pub(crate) fn read(given: &mut Options<'_>) -> Thrown<Self> {
         let tolerant = given.flag("tolerant")?.unwrap_or(false);
-        let mut options = OpenOptions { codecs: Arc::new(ReadingCodecs), ..OpenOptions::default() };
-        options.read_only = given.flag("read_only")?.unwrap_or(false);
+        let mut options =
+            OpenOptions { read_only: given.flag("read_only")?.unwrap_or(false), ..OpenOptions::default() };
         options.ignore_missing_files = given.flag("ignore_missing_files")?.unwrap_or(tolerant);
         policy(given, &mut options)?;
         options.detect_zeroes = given.choice("detect_zeroes", &DETECT_ZEROES)?.unwrap_or_default();
@@ -115,7 +113,7 @@ struct Known {
     role: Role,
     name: String,
     depth: u32,
-    store: Store,
+    edits: Rc<Edits>,
     format: LayerFormat,
     identity: Option<String>,
 }
@@ -124,9 +122,9 @@ impl Files {
     /// The layers below an image, in order, with their formats.
     pub(crate) fn layers(&self) -> Vec<(Store, LayerFormat)> {
         let found = self.found.borrow();
-        let mut layers: Vec<&Known> = found.iter().filter(|known| known.role == Role::Backing).collect();
-        layers.sort_by_key(|known| known.depth);
-        layers.iter().map(|known| (known.again(), known.format)).collect()
+        // They were found from the top down.
+        let layers = found.iter().filter(|known| known.role == Role::Backing);
+        layers.map(|known| (known.again(), known.format)).collect()
     }
 
     /// The image's own data file.
@@ -185,14 +183,14 @@ impl Files {
             }
         };
         let edits = Edits::new(Base::of(&input)?, self.max_edit_bytes);
-        let store = CountingStorage::new(error::outcome(edits.map_err(Error::from))?);
-        Ok(Known { role: reference.role, name: name.to_owned(), depth: reference.depth, store, format, identity })
+        let edits = error::outcome(edits.map_err(Error::from))?;
+        Ok(Known { role: reference.role, name: name.to_owned(), depth: reference.depth, edits, format, identity })
     }
 }
 
 impl Known {
     fn again(&self) -> Store {
-        CountingStorage::new(Rc::clone(self.store.inner()))
+        store(&self.edits)
     }
 }
 

@@ -38,7 +38,7 @@ pub(crate) fn invalid(message: impl Into<String>) -> JsValue {
 
 /// A number as JavaScript writes it: formatting floating point would cost 20 kB of the module.
 fn shown(value: f64) -> String {
-    JsValue::from_f64(value).as_string().unwrap_or_else(|| js_sys::JsString::from(JsValue::from_f64(value)).into())
+    js_sys::Number::from(value).to_string_with_radix(10).map_or_else(|_| String::new(), String::from)
 }
 
 /// The options of one call.

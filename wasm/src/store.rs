@@ -10,11 +10,17 @@ use qcowkit_core::storage::{
 
 use crate::source::Base;
 
-/// What images are made of here. Clones are the same storage.
-pub(crate) type Store = CountingStorage<Rc<Edits>>;
+/// What images are made of here: the type that the lab of the core has too, so that the code for it is there once.
+pub(crate) type Store = CountingStorage<Rc<dyn Storage>>;
 
 /// Bytes of memory that edits may take, unless told otherwise: a quarter of what a module can have.
 pub(crate) const MAX_EDIT_BYTES: u64 = 1 << 30;
+
+/// A handle on edits, with counters of its own.
+pub(crate) fn store(edits: &Rc<Edits>) -> Store {
+    let edits: Rc<dyn Storage> = Rc::<Edits>::clone(edits);
+    CountingStorage::new(edits)
+}
 
 /// Edits over a base.
 #[derive(Debug)]

@@ -71,11 +71,13 @@ impl Std {
         }
     }
 
-    /// Adds what leaves the texts of panics, and the code that prints them, out of a standard library that is built here:
-    /// a panic is a trap then, which is all that JavaScript sees of one anyway.
-    pub(crate) fn without_panic_texts(&self, cargo: &mut Command) {
+    /// Adds what makes a standard library that is built here small: no texts of panics, and no code that prints them (a
+    /// panic is a trap then, which is all that JavaScript sees of one anyway), and its shorter algorithms.
+    pub(crate) fn for_size(&self, cargo: &mut Command) {
         if let Self::Built { .. } = self {
-            cargo.args(["--config", "build.rustflags=[\"-Zunstable-options\",\"-Cpanic=immediate-abort\"]"]);
+            let flags =
+                "[\"-Zunstable-options\",\"-Cpanic=immediate-abort\",\"-Zfmt-debug=none\",\"-Zlocation-detail=none\"]";
+            cargo.args(["-Zbuild-std-features=optimize_for_size", "--config"]).arg(format!("build.rustflags={flags}"));
         }
     }
 

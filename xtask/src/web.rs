@@ -59,7 +59,7 @@ fn build(std: &Std) -> Result<(), Failure> {
         let mut cargo = run::cargo("wasm");
         cargo.args(["build", "-q", "-p", "qcowkit-wasm", "--profile", "wasm"]);
         std.apply(&mut cargo, WASM, "std,panic_abort");
-        std.without_panic_texts(&mut cargo);
+        std.for_size(&mut cargo);
         run::call(&mut cargo)?;
         // The very wasm-bindgen that the module was compiled against: no version can differ.
         let module = run::root().join("target/wasm").join(WASM).join("wasm/qcowkit_wasm.wasm");

@@ -13,12 +13,12 @@ use core::{fmt, str};
 
 use crate::error::{Error, ErrorKind, Result};
 
-#[cfg(feature = "zlib")]
+#[cfg(feature = "inflate")]
 mod zlib;
-#[cfg(feature = "zstd")]
+#[cfg(feature = "unzstd")]
 mod zstd;
 
-#[cfg(feature = "zlib")]
+#[cfg(feature = "inflate")]
 pub use zlib::Zlib;
 
 /// The compression method of an image: the header field `compression_type` (section "Header", byte 104).
@@ -130,7 +130,8 @@ impl<C: Codecs + ?Sized> Codecs for &C {
     }
 }
 
-/// The pure-Rust codecs: zlib-rs behind the feature `zlib`, ruzstd behind `zstd`.
+/// The pure-Rust codecs: zlib-rs behind the feature `zlib`, ruzstd behind `zstd`; for reading alone,
+/// behind `inflate` and `unzstd`.
 ///
 /// Deflate is on a par with C. The zstd encoder is fast to start but its output is about a third larger than that of
 /// the reference encoder; its decoder does not look at frame checksums (QEMU writes none).
@@ -140,11 +141,11 @@ pub struct BuiltinCodecs;
 impl Codecs for BuiltinCodecs {
     fn decompress(&self, method: CompressionType, from: &[u8], into: &mut [u8]) -> Result<()> {
         match method {
-            #[cfg(feature = "zlib")]
+            #[cfg(feature = "inflate")]
             CompressionType::Zlib => Zlib::new().decompress(from, into),
-            #[cfg(feature = "zstd")]
+            #[cfg(feature = "unzstd")]
             CompressionType::Zstd => zstd::decompress(from, into),
-            #[cfg(not(all(feature = "zlib", feature = "zstd")))]
+            #[cfg(not(all(feature = "inflate", feature = "unzstd")))]
             other => {
                 let _ = (from, into);
                 Err(not_built_in(other))
@@ -172,7 +173,7 @@ fn not_built_in(method: CompressionType) -> Error {
     Error::unsupported(alloc::format!("{method} compression: left out of this build"))
 }
 
-#[cfg_attr(not(any(feature = "zlib", feature = "zstd")), expect(dead_code, reason = "no codec can fail"))]
+#[cfg_attr(not(any(feature = "inflate", feature = "unzstd")), expect(dead_code, reason = "no codec can fail"))]
 fn failed(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::Codec(what.into()))
 }

@@ -1,25 +1,32 @@
 //! Raw deflate through zlib-rs.
 
+#[cfg(feature = "zlib")]
 use alloc::vec::Vec;
 use core::fmt;
 
-use zlib_rs::{Deflate, DeflateConfig, DeflateFlush, Inflate, InflateFlush, Status};
+#[cfg(feature = "zlib")]
+use zlib_rs::{Deflate, DeflateConfig, DeflateFlush};
+use zlib_rs::{Inflate, InflateFlush, Status};
 
 use super::failed;
 use crate::error::Result;
 
 /// The window of what is written: 2^12 bytes. Negative means raw deflate in zlib's convention.
+#[cfg(feature = "zlib")]
 const WRITE_WINDOW_BITS: i32 = -12;
 /// The window of what is read is the largest there is: images from tools with a window of 32 KiB exist, and QEMU reads
 /// them, because a decoder that has the whole output at hand never consults its window.
 const READ_WINDOW_BITS: u8 = 15;
 /// zlib's default level and the memory level that QEMU asks for.
+#[cfg(feature = "zlib")]
 const LEVEL: i32 = 6;
+#[cfg(feature = "zlib")]
 const MEMORY_LEVEL: i32 = 9;
 
 /// Deflate contexts that are kept from one cluster to the next, for those who handle many on one thread.
 #[derive(Default)]
 pub struct Zlib {
+    #[cfg(feature = "zlib")]
     deflate: Option<Deflate>,
     inflate: Option<Inflate>,
 }
@@ -28,7 +35,11 @@ impl Zlib {
     /// Contexts that are made when first needed: about 50 KiB for reading, 300 KiB for writing.
     #[must_use]
     pub const fn new() -> Self {
-        Self { deflate: None, inflate: None }
+        Self {
+            #[cfg(feature = "zlib")]
+            deflate: None,
+            inflate: None,
+        }
     }
 
     /// As [`Codecs::decompress`](super::Codecs::decompress).
@@ -59,6 +70,7 @@ impl Zlib {
     ///
     /// # Errors
     /// See there.
+    #[cfg(feature = "zlib")]
     pub fn compress(&mut self, from: &[u8], out: &mut Vec<u8>) -> Result<bool> {
         let deflate = match &mut self.deflate {
             Some(deflate) => {
@@ -91,9 +103,6 @@ impl Zlib {
 
 impl fmt::Debug for Zlib {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Zlib")
-            .field("deflate", &self.deflate.is_some())
-            .field("inflate", &self.inflate.is_some())
-            .finish()
+        f.debug_struct("Zlib").field("inflate", &self.inflate.is_some()).finish_non_exhaustive()
     }
 }

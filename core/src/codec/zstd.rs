@@ -1,9 +1,11 @@
 //! Zstandard through ruzstd.
 
+#[cfg(feature = "zstd")]
 use alloc::vec::Vec;
 
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+#[cfg(feature = "zstd")]
 use ruzstd::encoding::{self, CompressionLevel};
 use ruzstd::io::Read;
 
@@ -57,6 +59,7 @@ fn decode_frame(decoder: &mut FrameDecoder, from: &mut &[u8], into: &mut [u8]) -
 }
 
 /// As [`Codecs::compress`](super::Codecs::compress). The encoder has one level that packs.
+#[cfg(feature = "zstd")]
 pub(super) fn compress(from: &[u8], out: &mut Vec<u8>) -> bool {
     out.clear();
     encoding::compress(from, &mut *out, CompressionLevel::Fastest);

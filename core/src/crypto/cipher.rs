@@ -22,36 +22,52 @@ pub enum CipherAlgorithm {
     /// AES with 256 bits, QEMU's default.
     Aes256,
     /// CAST5 with 128 bits; its blocks have 64.
+    #[cfg(feature = "crypto")]
     Cast5,
     /// Serpent with 128 bits.
+    #[cfg(feature = "crypto")]
     Serpent128,
     /// Serpent with 192 bits.
+    #[cfg(feature = "crypto")]
     Serpent192,
     /// Serpent with 256 bits.
+    #[cfg(feature = "crypto")]
     Serpent256,
     /// Twofish with 128 bits.
+    #[cfg(feature = "crypto")]
     Twofish128,
     /// Twofish with 192 bits.
+    #[cfg(feature = "crypto")]
     Twofish192,
     /// Twofish with 256 bits.
+    #[cfg(feature = "crypto")]
     Twofish256,
     /// SM4, which has 128 bits. Few builds of QEMU have it.
+    #[cfg(feature = "crypto")]
     Sm4,
 }
 
 impl CipherAlgorithm {
-    /// All of them.
-    pub const ALL: [Self; 11] = [
+    /// All that this build has.
+    pub const ALL: &'static [Self] = &[
         Self::Aes128,
         Self::Aes192,
         Self::Aes256,
+        #[cfg(feature = "crypto")]
         Self::Cast5,
+        #[cfg(feature = "crypto")]
         Self::Serpent128,
+        #[cfg(feature = "crypto")]
         Self::Serpent192,
+        #[cfg(feature = "crypto")]
         Self::Serpent256,
+        #[cfg(feature = "crypto")]
         Self::Twofish128,
+        #[cfg(feature = "crypto")]
         Self::Twofish192,
+        #[cfg(feature = "crypto")]
         Self::Twofish256,
+        #[cfg(feature = "crypto")]
         Self::Sm4,
     ];
 
@@ -62,13 +78,21 @@ impl CipherAlgorithm {
             Self::Aes128 => "aes-128",
             Self::Aes192 => "aes-192",
             Self::Aes256 => "aes-256",
+            #[cfg(feature = "crypto")]
             Self::Cast5 => "cast5-128",
+            #[cfg(feature = "crypto")]
             Self::Serpent128 => "serpent-128",
+            #[cfg(feature = "crypto")]
             Self::Serpent192 => "serpent-192",
+            #[cfg(feature = "crypto")]
             Self::Serpent256 => "serpent-256",
+            #[cfg(feature = "crypto")]
             Self::Twofish128 => "twofish-128",
+            #[cfg(feature = "crypto")]
             Self::Twofish192 => "twofish-192",
+            #[cfg(feature = "crypto")]
             Self::Twofish256 => "twofish-256",
+            #[cfg(feature = "crypto")]
             Self::Sm4 => "sm4",
         }
     }
@@ -78,8 +102,8 @@ impl CipherAlgorithm {
     /// # Errors
     /// A name that is not known.
     pub fn from_name(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|known| known.name() == name).ok_or_else(|| {
-            let known = names(Self::ALL.map(Self::name));
+        Self::ALL.iter().copied().find(|known| known.name() == name).ok_or_else(|| {
+            let known = names(Self::ALL.iter().copied().map(Self::name));
             Error::unsupported(format!("the cipher '{name}'; there are {known}"))
         })
     }
@@ -89,9 +113,13 @@ impl CipherAlgorithm {
     pub const fn family(self) -> &'static str {
         match self {
             Self::Aes128 | Self::Aes192 | Self::Aes256 => "aes",
+            #[cfg(feature = "crypto")]
             Self::Cast5 => "cast5",
+            #[cfg(feature = "crypto")]
             Self::Serpent128 | Self::Serpent192 | Self::Serpent256 => "serpent",
+            #[cfg(feature = "crypto")]
             Self::Twofish128 | Self::Twofish192 | Self::Twofish256 => "twofish",
+            #[cfg(feature = "crypto")]
             Self::Sm4 => "sm4",
         }
     }
@@ -100,9 +128,15 @@ impl CipherAlgorithm {
     #[must_use]
     pub const fn key_bytes(self) -> usize {
         match self {
-            Self::Aes192 | Self::Serpent192 | Self::Twofish192 => 24,
-            Self::Aes256 | Self::Serpent256 | Self::Twofish256 => 32,
-            Self::Aes128 | Self::Cast5 | Self::Serpent128 | Self::Twofish128 | Self::Sm4 => 16,
+            Self::Aes192 => 24,
+            Self::Aes256 => 32,
+            Self::Aes128 => 16,
+            #[cfg(feature = "crypto")]
+            Self::Serpent192 | Self::Twofish192 => 24,
+            #[cfg(feature = "crypto")]
+            Self::Serpent256 | Self::Twofish256 => 32,
+            #[cfg(feature = "crypto")]
+            Self::Cast5 | Self::Serpent128 | Self::Twofish128 | Self::Sm4 => 16,
         }
     }
 
@@ -110,6 +144,7 @@ impl CipherAlgorithm {
     #[must_use]
     pub const fn block_bytes(self) -> usize {
         match self {
+            #[cfg(feature = "crypto")]
             Self::Cast5 => 8,
             _ => MAX_BLOCK,
         }
@@ -117,7 +152,7 @@ impl CipherAlgorithm {
 
     /// The cipher of a family with a key of so many bytes.
     fn of_family(family: &str, key_bytes: usize) -> Option<Self> {
-        Self::ALL.into_iter().find(|known| known.family() == family && known.key_bytes() == key_bytes)
+        Self::ALL.iter().copied().find(|known| known.family() == family && known.key_bytes() == key_bytes)
     }
 
     fn with_key(self, key: &[u8]) -> Result<Box<dyn Blocks>> {
@@ -128,9 +163,13 @@ impl CipherAlgorithm {
             Self::Aes128 => make::<aes::Aes128>(key),
             Self::Aes192 => make::<aes::Aes192>(key),
             Self::Aes256 => make::<aes::Aes256>(key),
+            #[cfg(feature = "crypto")]
             Self::Cast5 => make::<cast5::Cast5>(key),
+            #[cfg(feature = "crypto")]
             Self::Serpent128 | Self::Serpent192 | Self::Serpent256 => make::<serpent::Serpent>(key),
+            #[cfg(feature = "crypto")]
             Self::Twofish128 | Self::Twofish192 | Self::Twofish256 => make::<twofish::Twofish>(key),
+            #[cfg(feature = "crypto")]
             Self::Sm4 => make::<sm4::Sm4>(key),
         };
         // Serpent and CAST5 would take other lengths too.

@@ -10,9 +10,9 @@ fn bytes(count: usize, seed: u8) -> Vec<u8> {
 
 fn specs() -> Vec<CipherSpec> {
     let mut specs = Vec::new();
-    for algorithm in CipherAlgorithm::ALL {
+    for algorithm in CipherAlgorithm::ALL.iter().copied() {
         for mode in CipherMode::ALL {
-            let essiv = HashAlgorithm::ALL.map(VectorGenerator::Essiv);
+            let essiv = HashAlgorithm::ALL.iter().copied().map(VectorGenerator::Essiv);
             for vectors in [VectorGenerator::Plain, VectorGenerator::Plain64].into_iter().chain(essiv) {
                 let spec = CipherSpec { algorithm, mode, vectors };
                 if spec.validate().is_ok() {
@@ -153,7 +153,7 @@ fn essiv_encrypts_the_number() {
 fn names_that_are_not_known_are_told_with_those_that_are() {
     assert!(CipherAlgorithm::from_name("des").unwrap_err().to_string().contains("twofish-192"));
     assert!(CipherMode::from_name("gcm").unwrap_err().to_string().contains("ecb, cbc, ctr, xts"));
-    for cipher in CipherAlgorithm::ALL {
+    for cipher in CipherAlgorithm::ALL.iter().copied() {
         assert_eq!(CipherAlgorithm::from_name(cipher.name()).unwrap(), cipher);
     }
     assert!(!alloc::format!("{:?}", CipherSpec::default().with_key(&[7; 64]).unwrap()).contains('7'));

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum HashAlgorithm {
     /// MD5.
+    #[cfg(feature = "crypto")]
     Md5,
     /// SHA-1.
     Sha1,
@@ -25,8 +26,10 @@ pub enum HashAlgorithm {
     /// SHA-512.
     Sha512,
     /// RIPEMD-160.
+    #[cfg(feature = "crypto")]
     Ripemd160,
     /// SM3.
+    #[cfg(feature = "crypto")]
     Sm3,
 }
 
@@ -34,6 +37,7 @@ pub enum HashAlgorithm {
 macro_rules! with_hash {
     ($algorithm:expr, $hash:ident => $body:expr) => {
         match $algorithm {
+            #[cfg(feature = "crypto")]
             HashAlgorithm::Md5 => {
                 type $hash = md5::Md5;
                 $body
@@ -58,10 +62,12 @@ macro_rules! with_hash {
                 type $hash = sha2::Sha512;
                 $body
             }
+            #[cfg(feature = "crypto")]
             HashAlgorithm::Ripemd160 => {
                 type $hash = ripemd::Ripemd160;
                 $body
             }
+            #[cfg(feature = "crypto")]
             HashAlgorithm::Sm3 => {
                 type $hash = sm3::Sm3;
                 $body
@@ -71,21 +77,35 @@ macro_rules! with_hash {
 }
 
 impl HashAlgorithm {
-    /// All of them.
-    pub const ALL: [Self; 8] =
-        [Self::Md5, Self::Sha1, Self::Sha224, Self::Sha256, Self::Sha384, Self::Sha512, Self::Ripemd160, Self::Sm3];
+    /// All that this build has.
+    pub const ALL: &'static [Self] = &[
+        #[cfg(feature = "crypto")]
+        Self::Md5,
+        Self::Sha1,
+        Self::Sha224,
+        Self::Sha256,
+        Self::Sha384,
+        Self::Sha512,
+        #[cfg(feature = "crypto")]
+        Self::Ripemd160,
+        #[cfg(feature = "crypto")]
+        Self::Sm3,
+    ];
 
     /// The name in a LUKS header and in QEMU's options.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            #[cfg(feature = "crypto")]
             Self::Md5 => "md5",
             Self::Sha1 => "sha1",
             Self::Sha224 => "sha224",
             Self::Sha256 => "sha256",
             Self::Sha384 => "sha384",
             Self::Sha512 => "sha512",
+            #[cfg(feature = "crypto")]
             Self::Ripemd160 => "ripemd160",
+            #[cfg(feature = "crypto")]
             Self::Sm3 => "sm3",
         }
     }
@@ -95,8 +115,8 @@ impl HashAlgorithm {
     /// # Errors
     /// A name that is not known.
     pub fn from_name(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|known| known.name() == name).ok_or_else(|| {
-            let known = names(Self::ALL.map(Self::name));
+        Self::ALL.iter().copied().find(|known| known.name() == name).ok_or_else(|| {
+            let known = names(Self::ALL.iter().copied().map(Self::name));
             Error::unsupported(alloc::format!("the hash '{name}'; there are {known}"))
         })
     }
@@ -165,7 +185,7 @@ mod tests {
     #[test]
     fn names_and_lengths() {
         let lengths = [16, 20, 28, 32, 48, 64, 20, 32];
-        for (hash, length) in HashAlgorithm::ALL.into_iter().zip(lengths) {
+        for (hash, length) in HashAlgorithm::ALL.iter().copied().zip(lengths) {
             assert_eq!(HashAlgorithm::from_name(hash.name()).unwrap(), hash);
             assert_eq!((hash.digest_bytes(), hash.digest(&[b"a", b"bc"]).len()), (length, length));
             assert_eq!(hash.digest(&[b"a", b"bc"]), hash.digest(&[b"abc"]));

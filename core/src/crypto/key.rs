@@ -141,7 +141,7 @@ impl KeySource for Keyring {
 }
 
 /// A short list of names for messages.
-#[cfg_attr(not(feature = "crypto"), allow(dead_code, reason = "what lists names is left out"))]
+#[cfg_attr(not(feature = "crypto-aes"), allow(dead_code, reason = "what lists names is left out"))]
 pub(super) fn names(names: impl IntoIterator<Item = &'static str>) -> String {
     names.into_iter().collect::<Vec<_>>().join(", ")
 }

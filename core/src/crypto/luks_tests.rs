@@ -45,7 +45,7 @@ fn open(storage: &MemoryStorage, length: u64, secret: &str) -> Result<Option<Mas
 
 #[test]
 fn a_new_volume_opens_with_its_key_alone() {
-    for hash in HashAlgorithm::ALL {
+    for hash in HashAlgorithm::ALL.iter().copied() {
         let spec = CipherSpec { algorithm: CipherAlgorithm::Serpent128, ..CipherSpec::default() };
         let volume = format(spec, hash).make(&Secret::from("right"), &mut noise()).unwrap();
         let storage = stored(&volume);

@@ -12,28 +12,28 @@
 
 mod key;
 
-#[cfg(feature = "crypto")]
+#[cfg(feature = "crypto-aes")]
 mod cipher;
-#[cfg(feature = "crypto")]
+#[cfg(feature = "crypto-aes")]
 mod hash;
-#[cfg(feature = "crypto")]
+#[cfg(feature = "crypto-aes")]
 mod luks;
-#[cfg(feature = "crypto")]
+#[cfg(feature = "crypto-aes")]
 mod modes;
-#[cfg(feature = "crypto")]
+#[cfg(feature = "crypto-aes")]
 mod slots;
-#[cfg(feature = "crypto")]
+#[cfg(feature = "crypto-aes")]
 mod stripes;
 
 pub use key::{EncryptionMethod, KeyRequest, KeySource, Keyring, Secret};
 
-#[cfg(feature = "crypto")]
+#[cfg(feature = "crypto-aes")]
 pub use cipher::{CipherAlgorithm, CipherMode, CipherSpec, SectorCipher, VectorGenerator};
-#[cfg(feature = "crypto")]
+#[cfg(feature = "crypto-aes")]
 pub use hash::HashAlgorithm;
-#[cfg(feature = "crypto")]
+#[cfg(feature = "crypto-aes")]
 pub use luks::{LuksFormat, MasterKey, NewVolume, RandomSource, unlock};
-#[cfg(feature = "crypto")]
+#[cfg(feature = "crypto-aes")]
 pub use slots::{KeySlots, SlotChange};
 
 /// Bytes that are encrypted as one.

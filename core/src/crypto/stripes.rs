@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn what_was_split_comes_together_and_every_byte_matters() {
         let key: Vec<u8> = (0..48).collect();
-        for hash in HashAlgorithm::ALL {
+        for hash in HashAlgorithm::ALL.iter().copied() {
             let mut state = 7u8;
             let material = split(hash, &key, 13, &mut |bytes: &mut [u8]| {
                 bytes.iter_mut().for_each(|byte| {

@@ -1,14 +1,14 @@
 //! Making a new image.
 
 use alloc::string::String;
-#[cfg(feature = "crypto")]
+#[cfg(feature = "crypto-aes")]
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
 use super::{Image, OpenOptions};
 use crate::codec::CompressionType;
-#[cfg(feature = "crypto")]
+#[cfg(feature = "crypto-aes")]
 use crate::crypto::NewVolume;
 use crate::error::{Error, ErrorKind, Result, Structure};
 use crate::format::{
@@ -61,7 +61,7 @@ pub struct CreateOptions {
     /// What is reserved.
     pub preallocation: Preallocation,
     /// The LUKS volume that guest data are encrypted with, if they are to be.
-    #[cfg(feature = "crypto")]
+    #[cfg(feature = "crypto-aes")]
     pub encryption: Option<Arc<NewVolume>>,
 }
 
@@ -79,7 +79,7 @@ impl Default for CreateOptions {
             data_file: None,
             data_file_raw: false,
             preallocation: Preallocation::Off,
-            #[cfg(feature = "crypto")]
+            #[cfg(feature = "crypto-aes")]
             encryption: None,
         }
     }
@@ -150,9 +150,9 @@ impl CreateOptions {
 
     /// Bytes of the encryption header, if there is to be one.
     fn encryption_header_bytes(&self) -> Option<u64> {
-        #[cfg(feature = "crypto")]
+        #[cfg(feature = "crypto-aes")]
         return self.encryption.as_ref().map(|volume| volume.header_bytes());
-        #[cfg(not(feature = "crypto"))]
+        #[cfg(not(feature = "crypto-aes"))]
         None
     }
 
@@ -234,7 +234,7 @@ impl Plan {
     }
 
     /// Writes the encryption header with the key material of its first slot; the other slots are holes.
-    #[cfg(feature = "crypto")]
+    #[cfg(feature = "crypto-aes")]
     fn write_volume(&self, storage: &impl Storage, volume: &NewVolume) -> Result<()> {
         let size = self.geometry.cluster_size();
         let offset = self.encryption_start().saturating_mul(size);
@@ -360,7 +360,7 @@ impl<S: Storage> Image<S> {
             empty_data_file(data, size, options.data_file_raw)?;
         }
         plan.write_tables(&storage)?;
-        #[cfg(feature = "crypto")]
+        #[cfg(feature = "crypto-aes")]
         if let Some(volume) = &options.encryption {
             plan.write_volume(&storage, volume)?;
         }
@@ -372,7 +372,7 @@ impl<S: Storage> Image<S> {
         let mut image = Self::open(storage, OpenOptions { keys: None, ..open.metadata_only() })?;
         (image.options.ignore_missing_files, image.options.keys) = (ignore_missing_files, keys);
         image.data_file = data;
-        #[cfg(feature = "crypto")]
+        #[cfg(feature = "crypto-aes")]
         if let Some(volume) = &options.encryption {
             image.unlock_with(volume.master_key().clone())?;
         }

@@ -12,9 +12,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{HeaderArea, HostOffset};
 use crate::storage::Storage;
 
-#[cfg(feature = "crypto")]
+#[cfg(feature = "crypto-aes")]
 pub(super) use unlocked::DataCipher;
-#[cfg(not(feature = "crypto"))]
+#[cfg(not(feature = "crypto-aes"))]
 pub(super) use without::DataCipher;
 
 /// Bytes that are encrypted and written as one, at most.
@@ -170,7 +170,7 @@ impl<S: Storage> Image<S> {
     }
 }
 
-#[cfg(feature = "crypto")]
+#[cfg(feature = "crypto-aes")]
 impl<S: Storage> Image<S> {
     /// Takes the key of the image's own volume.
     pub(super) fn unlock_with(&mut self, master: crate::crypto::MasterKey) -> Result<()> {
@@ -254,7 +254,7 @@ impl<S: Storage> Stage<'_, S> {
     }
 }
 
-#[cfg(feature = "crypto")]
+#[cfg(feature = "crypto-aes")]
 mod unlocked {
     use super::{EncryptionMethod, Error, HeaderArea, HostOffset, Result, SECTOR_BYTES, Storage};
     use crate::crypto::{CipherSpec, MasterKey, Secret, SectorCipher, unlock};
@@ -321,7 +321,7 @@ mod unlocked {
     }
 }
 
-#[cfg(not(feature = "crypto"))]
+#[cfg(not(feature = "crypto-aes"))]
 mod without {
     use super::{EncryptionMethod, Error, HeaderArea, HostOffset, Result, Storage};
     use crate::crypto::Secret;

@@ -1,5 +1,6 @@
 //! The disks of the lab: empty, or the skeleton of an image, with its metadata and without its data.
 
+use alloc::rc::Rc;
 use alloc::vec;
 
 use super::LabConfig;
@@ -9,8 +10,9 @@ use crate::image::{Found, Image, LayerFormat, Opener, Reference, Role, read_head
 use crate::operations::walk::{Fault, HostReference, Visitor, walk};
 use crate::storage::{CallCount, CountingStorage, MemoryStorage, ReadStorage, Storage, StorageExtentKind};
 
-/// Where the lab keeps an image.
-pub type LabStorage = CountingStorage<MemoryStorage>;
+/// Where the lab keeps an image: memory, behind the type that other images in memory can have too, so that the code for
+/// them is there once.
+pub type LabStorage = CountingStorage<Rc<dyn Storage>>;
 
 /// What a replay begins with.
 #[derive(Debug, Clone)]
@@ -39,15 +41,15 @@ impl Skeleton {
     /// # Errors
     /// An image that is broken: faults in its tables would make the replay worthless. A storage that fails.
     pub fn of<S: ReadStorage + ?Sized>(storage: &S, data_file: Option<&dyn ReadStorage>) -> Result<Self> {
-        let area = read_header(&storage)?;
+        let area = read_header(storage)?;
         let geometry = area.validate(Some(storage.len()?))?;
-        let memory = allocated_parts(&storage)?;
-        let mut copy = Copy { from: &storage, to: &memory };
+        let memory = allocated_parts(storage)?;
+        let mut copy = Copy { from: storage, to: &memory };
         copy.range(0, geometry.cluster_size())?;
-        walk(&storage, &area, &mut copy)?;
+        walk(storage, &area, &mut copy)?;
         let data_file = match (geometry.data_file(), data_file) {
             (false, _) => None,
-            (true, Some(data_file)) => Some(allocated_parts(&data_file)?),
+            (true, Some(data_file)) => Some(allocated_parts(data_file)?),
             (true, None) => Some(MemoryStorage::with_len(geometry.virtual_size())),
         };
         Ok(Self { storage: memory, virtual_size: geometry.virtual_size(), data_file })
@@ -61,7 +63,7 @@ impl Skeleton {
 }
 
 /// A store in which the same parts are allocated.
-fn allocated_parts(from: &impl ReadStorage) -> Result<MemoryStorage> {
+fn allocated_parts<S: ReadStorage + ?Sized>(from: &S) -> Result<MemoryStorage> {
     let length = from.len()?;
     let memory = MemoryStorage::with_len(length);
     let mut at = 0;
@@ -76,12 +78,12 @@ fn allocated_parts(from: &impl ReadStorage) -> Result<MemoryStorage> {
 }
 
 /// Copies what the walk meets, except data.
-struct Copy<'a, S> {
+struct Copy<'a, S: ?Sized> {
     from: &'a S,
     to: &'a MemoryStorage,
 }
 
-impl<S: ReadStorage> Copy<'_, S> {
+impl<S: ReadStorage + ?Sized> Copy<'_, S> {
     fn range(&self, offset: u64, length: u64) -> Result<()> {
         const PIECE: u64 = 1 << 20;
         let end = offset.saturating_add(length).min(self.from.len()?);
@@ -103,7 +105,7 @@ impl<S: ReadStorage> Copy<'_, S> {
     }
 }
 
-impl<S: ReadStorage> Visitor for Copy<'_, S> {
+impl<S: ReadStorage + ?Sized> Visitor for Copy<'_, S> {
     fn reference(&mut self, reference: &HostReference) -> Result<()> {
         match reference.target {
             Structure::DataCluster | Structure::CompressedCluster | Structure::DataFile | Structure::BitmapData => {
@@ -133,33 +135,46 @@ impl LabDisk {
     }
 
     /// An image to replay on, a copy of its own.
-    pub(super) fn open(&self, config: &LabConfig) -> Result<Image<LabStorage>> {
+    pub(super) fn open(&self, config: &LabConfig) -> Result<(Image<LabStorage>, Memories)> {
         match self {
             Self::Empty { size } => {
-                let storage = counting(MemoryStorage::new());
-                Image::create_with(storage, *size, &config.create_options(), config.open_options())
+                let main = Rc::new(MemoryStorage::new());
+                let (create, open) = (config.create_options(), config.open_options());
+                let image = Image::create_with(counting(&main), *size, &create, open)?;
+                Ok((image, Memories { main, data: None }))
             }
             Self::Skeleton(skeleton) => {
-                let storage = counting(skeleton.storage.clone());
-                Image::open_with(storage, None, config.open_options(), &mut Below(skeleton))
+                let main = Rc::new(skeleton.storage.clone());
+                let mut below = Below { skeleton, data: None };
+                let image = Image::open_with(counting(&main), None, config.open_options(), &mut below)?;
+                Ok((image, Memories { main, data: below.data }))
             }
         }
     }
 }
 
 /// What lies below a skeleton: a data file, and an empty disk for whatever the backing file is.
-struct Below<'a>(&'a Skeleton);
+struct Below<'a> {
+    skeleton: &'a Skeleton,
+    data: Option<Rc<MemoryStorage>>,
+}
+
+/// The memory behind an image and its data file, which tells what is allocated.
+pub(super) struct Memories {
+    main: Rc<MemoryStorage>,
+    data: Option<Rc<MemoryStorage>>,
+}
 
 impl Opener<LabStorage> for Below<'_> {
     fn open(&mut self, reference: &Reference<'_>) -> Result<Found<LabStorage>> {
-        let storage = match (reference.role, &self.0.data_file) {
-            (Role::Backing, _) => MemoryStorage::with_len(self.0.virtual_size),
-            (Role::DataFile, Some(data_file)) => data_file.clone(),
+        let storage = match (reference.role, &self.skeleton.data_file) {
+            (Role::Backing, _) => Rc::new(MemoryStorage::with_len(self.skeleton.virtual_size)),
+            (Role::DataFile, Some(data_file)) => Rc::clone(self.data.insert(Rc::new(data_file.clone()))),
             (Role::DataFile, None) => {
                 return Err(Error::new(ErrorKind::Denied("there is no data file".into())));
             }
         };
-        Ok(Found { storage: counting(storage), format: LayerFormat::Raw, identity: None })
+        Ok(Found { storage: counting(&storage), format: LayerFormat::Raw, identity: None })
     }
 }
 
@@ -171,14 +186,14 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    pub(super) fn of(image: &Image<LabStorage>) -> Result<Self> {
+    pub(super) fn of(image: &Image<LabStorage>, memories: &Memories) -> Result<Self> {
         let main = image.storage();
         let data = image.data_file();
         let data_length = data.map_or(Ok(0), |data| data.len())?;
-        let data_allocated = data.map_or(0, |data| data.inner().allocated_bytes());
+        let data_allocated = memories.data.as_ref().map_or(0, |data| data.allocated_bytes());
         Ok(Self {
             length: main.len()?.saturating_add(data_length),
-            allocated: main.inner().allocated_bytes().saturating_add(data_allocated),
+            allocated: memories.main.allocated_bytes().saturating_add(data_allocated),
             data_discards: data.map_or(CallCount::default(), |data| data.counts().discard),
         })
     }

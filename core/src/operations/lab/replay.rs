@@ -1,12 +1,13 @@
 //! A trace on one image in memory.
 
 use alloc::format;
+use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use super::bits::Bits;
 use super::census::Census;
-use super::disk::{Kept, LabDisk, LabStorage};
+use super::disk::{Kept, LabDisk, LabStorage, Memories};
 use super::report::{Backup, GapBucket, LabReport, LabRun, Sample, TraceSummary};
 use super::{LabConfig, Operation, Trace};
 use crate::error::{Error, Result};
@@ -22,6 +23,7 @@ pub const DEFAULT_SAMPLES: u64 = 60;
 pub struct Replay {
     config: LabConfig,
     pub(super) image: Image<LabStorage>,
+    memories: Memories,
     census: Census,
     /// Guest clusters changed since the last mark.
     dirty: Bits,
@@ -46,7 +48,7 @@ impl Replay {
     /// Options that do not go together, or an image that cannot be written.
     pub fn new(disk: &LabDisk, config: &LabConfig) -> Result<Self> {
         let mut config = config.clone();
-        let mut image = disk.open(&config)?;
+        let (mut image, memories) = disk.open(&config)?;
         let geometry = *image.geometry();
         config.cluster_size = geometry.cluster_size();
         config.extended_l2 = geometry.extended_l2();
@@ -55,6 +57,7 @@ impl Replay {
         let mut replay = Self {
             config,
             image,
+            memories,
             census,
             dirty: Bits::new(geometry.guest_clusters()),
             operations: 0,
@@ -126,7 +129,7 @@ impl Replay {
     pub fn now(&mut self) -> Result<Sample> {
         let gaps = self.gaps()?;
         let counts = self.census.counts();
-        let kept = Kept::of(&self.image)?;
+        let kept = Kept::of(&self.image, &self.memories)?;
         let calls = self.image.storage().counts();
         let virtual_size = self.image.virtual_size().max(1);
         let ppm = u128::from(kept.length).saturating_mul(1_000_000).checked_div(virtual_size.into()).unwrap_or(0);
@@ -429,6 +432,7 @@ pub fn fits(trace: &Trace, virtual_size: u64) -> Result<()> {
 }
 
 /// The store of the lab.
-pub(super) fn counting(memory: crate::storage::MemoryStorage) -> LabStorage {
+pub(super) fn counting(memory: &Rc<crate::storage::MemoryStorage>) -> LabStorage {
+    let memory: Rc<dyn Storage> = Rc::<crate::storage::MemoryStorage>::clone(memory);
     CountingStorage::new(memory)
 }

@@ -3,6 +3,7 @@
 use alloc::format;
 use alloc::vec::Vec;
 
+use super::erased;
 use super::findings::{RepairAction, RepairFinding};
 use super::workbench::{Stage, Workbench};
 use crate::error::{Result, Structure};
@@ -21,7 +22,7 @@ pub(super) fn repair_bitmaps<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> Re
     let area = bench.area()?;
     let Some(extension) = area.consistent_bitmaps() else { return Ok(()) };
     let mut faults = Faults { bench, directory: None, dropped: Vec::new(), entries: Vec::new() };
-    walk(faults.bench.overlay, &area, &mut faults)?;
+    walk(erased(faults.bench.overlay), &area, &mut faults)?;
     let Faults { directory, mut dropped, entries, .. } = faults;
     if directory.is_none() {
         wrong_sizes(bench, &area, &mut dropped);

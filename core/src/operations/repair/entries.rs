@@ -5,6 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use super::erased;
 use super::findings::{RepairAction, RepairFinding};
 use super::tables::{Places, owner_name};
 use super::workbench::{Stage, Workbench};
@@ -20,7 +21,7 @@ pub(super) fn repair_l2_entries<S: ReadStorage>(bench: &mut Workbench<'_, S>) ->
     let places = Places::of(bench)?;
     let mut others = Others { bench, clusters_of_metadata: BTreeSet::new(), compressed: BTreeMap::new() };
     let overlay = bench.overlay;
-    walk(overlay, &area, &mut others)?;
+    walk(erased(overlay), &area, &mut others)?;
     let Others { clusters_of_metadata: metadata, compressed, .. } = others;
     let before = bench.edits.len();
     let mut entries = L2Entries {
@@ -34,7 +35,7 @@ pub(super) fn repair_l2_entries<S: ReadStorage>(bench: &mut Workbench<'_, S>) ->
         kept_streams: BTreeMap::new(),
         zeros: None,
     };
-    walk(overlay, &area, &mut entries)?;
+    walk(erased(overlay), &area, &mut entries)?;
     Ok(entries.bench.edits.len() != before)
 }
 
@@ -458,7 +459,7 @@ pub(super) fn repair_copied<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> Res
     let places = Places::of(bench)?;
     let overlay = bench.overlay;
     let mut flags = CopiedFlags { bench, places };
-    walk(overlay, &area, &mut flags)
+    walk(erased(overlay), &area, &mut flags)
 }
 
 struct CopiedFlags<'b, 'a, S: ReadStorage> {

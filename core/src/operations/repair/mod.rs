@@ -123,6 +123,11 @@ impl RepairPlan {
     }
 }
 
+/// Any storage as one type: the walks through an image are long, and there is no gain in having them for each type anew.
+fn erased<S: ReadStorage>(storage: &S) -> &dyn ReadStorage {
+    storage
+}
+
 /// Works out how an image is repaired. Changes nothing. `progress` is told the part that is done, from 0 to 1.
 ///
 /// # Errors
@@ -138,9 +143,10 @@ pub fn plan<S: ReadStorage>(
     if level == RepairLevel::Leaks {
         return plan_leaks(storage, &overlay, length_before, progress);
     }
-    let before = read_header(storage).and_then(|area| check(storage, &area, &mut |part| progress(part * 0.2))).ok();
+    let before =
+        read_header(storage).and_then(|area| check(erased(storage), &area, &mut |part| progress(part * 0.2))).ok();
     let (area, geometry, early, table_lost) = header::make_readable(&overlay)?;
-    let examined = examine(&overlay, &area, &mut |part| progress(0.2 + part * 0.1))?;
+    let examined = examine(erased(&overlay), &area, &mut |part| progress(0.2 + part * 0.1))?;
     let Examined { counts, table, unreadable, .. } = examined;
     let counts = counts.ok_or_else(too_many_clusters)?;
     let mut bench = Workbench::new(&overlay, geometry, counts, true)?;
@@ -153,7 +159,7 @@ pub fn plan<S: ReadStorage>(
     }
     bench.avoid = beyond(&overlay, &bench)?;
     let freed = work(&mut bench, options, progress)?;
-    let after = check(&overlay, &bench.area()?, &mut |part| progress(0.9 + part * 0.1))?;
+    let after = check(erased(&overlay), &bench.area()?, &mut |part| progress(0.9 + part * 0.1))?;
     seal(&mut bench, &after)?;
     let leaks = before.as_ref().is_some_and(|before| before.leaks > 0);
     let orphans = if leaks { find_orphans(storage).unwrap_or_default() } else { Vec::new() };
@@ -185,11 +191,11 @@ fn work<S: ReadStorage>(
             break;
         }
     }
-    let mut examined = examine(bench.overlay, &bench.area()?, &mut |_| ())?;
+    let mut examined = examine(erased(bench.overlay), &bench.area()?, &mut |_| ())?;
     let counts = examined.counts.as_ref().ok_or_else(too_many_clusters)?;
     if !settle::structures_are_sound(bench, counts, &examined.table, &examined.unreadable)? {
         settle::rebuild(bench, &examined)?;
-        examined = examine(bench.overlay, &bench.area()?, &mut |_| ())?;
+        examined = examine(erased(bench.overlay), &bench.area()?, &mut |_| ())?;
     }
     progress(0.75);
     let freed = settle::settle(bench, &examined, Change::Both)?;
@@ -199,7 +205,7 @@ fn work<S: ReadStorage>(
 }
 
 fn recount<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> Result<()> {
-    bench.current = examine(bench.overlay, &bench.area()?, &mut |_| ())?.counts;
+    bench.current = examine(erased(bench.overlay), &bench.area()?, &mut |_| ())?.counts;
     Ok(())
 }
 
@@ -211,17 +217,17 @@ fn plan_leaks<S: ReadStorage>(
     progress: &mut dyn FnMut(f64),
 ) -> Result<RepairPlan> {
     let area = read_header(storage)?;
-    let examined = examine(overlay, &area, &mut |part| progress(part * 0.5))?;
+    let examined = examine(erased(overlay), &area, &mut |part| progress(part * 0.5))?;
     let geometry = area.validate_for_check(Some(length_before))?;
     let mut bench = Workbench::new(overlay, geometry, Counts::new(0)?, true)?;
     let freed = settle::settle(&mut bench, &examined, Change::Lower)?;
     let Examined { report: before, counts, .. } = examined;
     bench.current = counts;
     let (mark, edits, kept) = (overlay.mark(), bench.edits.len(), bench.findings.kept.len());
-    let mut after = check(overlay, &area, &mut |part| progress(0.5 + part * 0.25))?;
+    let mut after = check(erased(overlay), &area, &mut |part| progress(0.5 + part * 0.25))?;
     if after.corruptions > 0 && after.check_errors == 0 {
         entries::repair_copied(&mut bench)?;
-        let with_flags = check(overlay, &area, &mut |part| progress(0.75 + part * 0.25))?;
+        let with_flags = check(erased(overlay), &area, &mut |part| progress(0.75 + part * 0.25))?;
         if with_flags.is_clean() {
             after = with_flags;
         } else {
@@ -371,7 +377,7 @@ fn beyond<S: ReadStorage>(overlay: &OverlayStorage<&S>, bench: &Workbench<'_, S>
         }
     }
     let mut beyond = Beyond { geometry: bench.geometry, from: bench.base_clusters(), found: BTreeSet::new() };
-    walk(overlay, &bench.area()?, &mut beyond)?;
+    walk(erased(overlay), &bench.area()?, &mut beyond)?;
     Ok(beyond.found)
 }
 

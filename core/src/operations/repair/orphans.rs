@@ -5,6 +5,7 @@ use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use super::erased;
 use super::findings::{RepairAction, RepairFinding};
 use super::shape::{shape, shape_of};
 use super::workbench::{Stage, Workbench};
@@ -45,7 +46,7 @@ pub struct OrphanedTable {
 /// As [`check`](fn@crate::operations::check).
 pub fn find_orphans<S: ReadStorage>(storage: &S) -> Result<Vec<OrphanedTable>> {
     let area = read_header(storage)?;
-    let Examined { counts: Some(counts), report, .. } = examine(storage, &area, &mut |_| ())? else {
+    let Examined { counts: Some(counts), report, .. } = examine(erased(storage), &area, &mut |_| ())? else {
         return Ok(Vec::new());
     };
     let file_length = storage.len()?;

@@ -5,6 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use super::erased;
 use super::findings::{RepairAction, RepairFinding};
 use super::shape::shape_of;
 use super::workbench::{Stage, Workbench};
@@ -21,7 +22,7 @@ pub(super) fn repair_l1_entries<S: ReadStorage>(bench: &mut Workbench<'_, S>) ->
     let places = Places::of(bench)?;
     let before = bench.edits.len();
     let mut collected = Collected::default();
-    walk(bench.overlay, &area, &mut collected)?;
+    walk(erased(bench.overlay), &area, &mut collected)?;
     let mut entries = L1Entries { bench, places, table_uses: collected.table_uses, kept: BTreeMap::new() };
     for (slot, uses) in collected.entries {
         entries.repair(&slot, uses)?;
@@ -95,7 +96,7 @@ impl Places {
         let mut refcounts = BTreeSet::new();
         let table_first = bench.cluster(header.refcount_table_offset);
         refcounts.extend(table_first..table_first.saturating_add(header.refcount_table_clusters.into()));
-        if let Ok(table) = crate::operations::walk::Walk::new(bench.overlay, &area)?.refcount_table() {
+        if let Ok(table) = crate::operations::walk::Walk::new(erased(bench.overlay), &area)?.refcount_table() {
             let blocks = (0..).zip(table.entries()).filter_map(|(index, _)| match table.block(index) {
                 crate::operations::walk::BlockPlace::At(offset) => Some(geometry.host_cluster(offset).get()),
                 _ => None,
