@@ -75,8 +75,17 @@ impl Std {
     /// panic is a trap then, which is all that JavaScript sees of one anyway), and its shorter algorithms.
     pub(crate) fn for_size(&self, cargo: &mut Command) {
         if let Self::Built { .. } = self {
-            let flags =
-                "[\"-Zunstable-options\",\"-Cpanic=immediate-abort\",\"-Zfmt-debug=none\",\"-Zlocation-detail=none\"]";
+            let flags = [
+                "-Zunstable-options",
+                "-Cpanic=immediate-abort",
+                "-Zfmt-debug=shallow",
+                "-Zlocation-detail=none",
+                // SHA-2 in loops, not written out round by round.
+                "--cfg=sha2_backend=\"soft\"",
+                "--cfg=sha2_backend_soft=\"compact\"",
+            ];
+            let flags: Vec<String> = flags.iter().map(|flag| format!("'{flag}'")).collect();
+            let flags = format!("[{}]", flags.join(","));
             cargo.args(["-Zbuild-std-features=optimize_for_size", "--config"]).arg(format!("build.rustflags={flags}"));
         }
     }

@@ -25,6 +25,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Builds the package if it is not there as it is.
+pub(crate) fn provide() -> Result<(), Failure> {
+    build(&standard_library()?)
+}
+
 /// Builds the package and tests it.
 pub(crate) fn test(report: &mut Report) -> Result<(), Failure> {
     let std = standard_library()?;
@@ -32,9 +37,13 @@ pub(crate) fn test(report: &mut Report) -> Result<(), Failure> {
     build(&std)?;
     let chromium = system::chromium().ok_or_else(|| Failure::new("no Chromium found"))?;
     report.check("wasm: types", run::command(script("tsc")).args(["--project", "wasm/tsconfig.json"]));
+    // What the package reports has to be what the command line prints.
+    run::call(run::cargo("").args(["build", "-q", "-p", "qcowkit"]))?;
+    let program = run::root().join("target/debug/qcowkit");
     let node = |folder: &str| {
         let mut node = run::command("node");
-        node.args(["--test", "--test-reporter=spec", folder]).env("QCOWKIT_CHROMIUM", &chromium);
+        node.args(["--test", "--test-reporter=spec", folder]);
+        node.env("QCOWKIT_CHROMIUM", &chromium).env("QCOWKIT_PROGRAM", &program);
         node
     };
     report.runner("wasm: tests in Node", &mut node("wasm/test/node/"), tally::node)?;

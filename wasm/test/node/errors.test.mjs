@@ -21,7 +21,7 @@ test("every call of a closed image says that it is closed", () => {
   const calls = Object.entries(Object.getOwnPropertyDescriptors(Image.prototype)).filter(([name]) =>
     !["constructor", "close", "free", "closed", "raw"].includes(name));
   assert.ok(calls.length > 35, `${calls.length}`);
-  const args = { discard: [[]], planDiscard: [[]], write: [0, new Uint8Array(1)], inspect: ["header"], fields: [0, 1, "header"] };
+  const args = { resize: [0], clusterRuns: [], discard: [[]], planDiscard: [[]], write: [0, new Uint8Array(1)], inspect: ["header"], fields: [0, 1, "header"] };
   for (const [name, { get, value }] of calls) {
     const call = () => (get ? get.call(image) : value.apply(image, args[name] ?? [name.includes("napshot") || name.includes("itmap") ? "x" : 0, 0]));
     assert.throws(call, (error) => {
@@ -193,13 +193,18 @@ test("a broken header is told with its place, an unknown feature by its number",
   // l1_table_offset, which must be aligned to a cluster.
   const broken = edited(bytes, 40, [0, 0, 0, 0, 0, 0, 0x30, 0x39]);
   assert.throws(() => Image.open(broken), (error) => error.code === "corrupt" && typeof error.structure === "string");
+  const lost = edited(bytes, 48, [0, 0, 0, 0, 0, 1, 0, 1]);
   assert.throws(() => Image.open(edited(bytes, 72, [0, 0, 1, 0, 0, 0, 0, 0])), { code: "unsupported", message: /40/ });
   const image = Image.open(broken, { tolerant: true });
   assert.equal(image.problem.code, "corrupt");
   assert.match(image.inspect("header").value.refusal, /./);
-  assert.equal(image.repair().after.corruptions, 0);
-  assert.equal(image.problem, undefined, "the repair made it a disk again");
-  assert.equal(image.read(0, 1)[0], 0);
+  assert.throws(() => image.read(0, 1), { code: "corrupt" });
+  assert.throws(() => image.repair(), { code: "corrupt" });
+  const repaired = Image.open(lost, { tolerant: true });
+  assert.equal(repaired.problem.code, "corrupt");
+  assert.equal(repaired.repair().after.corruptions, 0);
+  assert.equal(repaired.problem, undefined, "the repair made it a disk again");
+  assert.equal(repaired.read(0, 1)[0], 0);
 });
 
 // Everything that looks at a file, none of which may crash whatever the file says.

@@ -19,9 +19,13 @@ test("churn is that of the command line, and goes through text", (t) => {
   assert.equal(trace.text("qemu-io"), qcowkitText(cwd, `${words} --format=qemu-io`));
   for (const format of ["csv", "qemu-io"]) {
     const again = Trace.parse(trace.text(format), format);
-    assert.deepEqual(again.summary(), trace.summary());
+    // What a format says besides operations, such as its first line, is counted.
+    // QEMU's own program knows no marks.
+    const { marks, operations, ...rest } = trace.summary();
+    const all = format === "csv" ? { marks, operations } : { marks: 0, operations: operations - marks };
+    assert.deepEqual({ ...again.summary(), ignored: 0 }, { ...rest, ...all });
     const guessed = Trace.parse(new TextEncoder().encode(trace.text(format)));
-    assert.equal(guessed.length, trace.length);
+    assert.equal(guessed.length, again.length);
   }
   assert.throws(() => trace.text("fio"), { code: "invalid_argument" });
   assert.equal(trace.operations(0, trace.length + 10).length, trace.length);
@@ -31,8 +35,9 @@ test("churn is that of the command line, and goes through text", (t) => {
 
 test("replays are those of the command line", (t) => {
   const cwd = made(t, "snapshots");
-  const trace = Trace.churn(CHURN);
-  writeFileSync(join(cwd, "trace.csv"), trace.text("csv"));
+  const text = Trace.churn(CHURN).text("csv");
+  const trace = Trace.parse(text);
+  writeFileSync(join(cwd, "trace.csv"), text);
   const printed = qcowkit(cwd, "replay --advise --samples=20 --policy=ignore --policy=unmap --policy=no-unref " +
     "--policy=unmap,cluster_size=128k,extended_l2=on,allocator=near,name=mine trace.csv --size=256M --output=json");
   const configs = [{ base: "ignore" }, {}, { base: "no-unref" },
@@ -44,8 +49,9 @@ test("replays are those of the command line", (t) => {
   assert.deepEqual(told.at(-1), [3, trace.length]);
   assert.deepEqual(replay(trace, { size: GIB / 4 }, { samples: 20, name: "trace.csv" }).runs, printed.runs.slice(0, 3));
 
-  const small = Trace.churn({ ...CHURN, size: 16 << 20, operations: 500, file_median: 65536, file_max: 1 << 20 });
-  writeFileSync(join(cwd, "small.csv"), small.text("csv"));
+  const smallText = Trace.churn({ ...CHURN, size: 16 << 20, operations: 500, file_median: 65536, file_max: 1 << 20 }).text("csv");
+  const small = Trace.parse(smallText);
+  writeFileSync(join(cwd, "small.csv"), smallText);
   const onImage = qcowkit(cwd, "replay --image=disk.qcow2 --policy=unmap small.csv --output=json");
   const image = Image.open(bytesOf(cwd, "disk.qcow2"));
   assert.deepEqual(replay(small, image, { configs: [{}], name: "small.csv" }), onImage);
@@ -74,8 +80,8 @@ test("a replay goes step by step to the same end, and its frames add up", () => 
       };
       // Shares are rounded to 1/255 of a cell.
       const slack = (512 * frame.cell_bytes) / 255;
-      assert.ok(Math.abs(bytes(frame.guest, 0) - sample.live_bytes) <= slack);
-      assert.ok(Math.abs(bytes(frame.guest, 1) - sample.retained_bytes) <= slack);
+      assert.ok(Math.abs(bytes(frame.guest, 0) - sample.live_bytes) <= slack, `${bytes(frame.guest, 0)} ${sample.live_bytes} ${slack}`);
+      assert.ok(Math.abs(bytes(frame.guest, 1) - sample.retained_bytes) <= slack, `${bytes(frame.guest, 1)} ${sample.retained_bytes} ${slack}`);
     }
     assert.equal(steps.step(1), 0);
     assert.deepEqual(steps.finish(), replay(trace, { size: GIB / 4 }, { configs: [config] }).runs[0]);

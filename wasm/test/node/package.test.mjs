@@ -19,11 +19,26 @@ test("the packed package installs and loads by each of its entries", () => {
     writeFileSync(join(elsewhere, "package.json"), "{}");
     npm("install", `./${name}`);
     const program = `
-      import { readFileSync } from "node:fs";
+      import assert from "node:assert/strict";
+      import { existsSync, readFileSync, writeFileSync } from "node:fs";
+      import { fileURLToPath } from "node:url";
       import * as node from "qcowkit";
+      import * as named from "qcowkit/node";
       import * as web from "qcowkit/web";
+      import { connect } from "qcowkit/client";
+      import { serve, BlobSource } from "qcowkit/worker";
+      assert.equal(named.Image, node.Image);
       web.initSync({ module: readFileSync(new URL(import.meta.resolve("qcowkit/qcowkit.wasm"))) });
-      import.meta.resolve("qcowkit/bundler");
+      for (const entry of ["bundler", "worker-main", "worker", "client", "web", "node"]) {
+        const file = fileURLToPath(import.meta.resolve("qcowkit/" + entry));
+        assert.ok(existsSync(file) && existsSync(file.replace(/js$/, "d.ts")), file);
+      }
+      assert.deepEqual([typeof connect, typeof serve, typeof BlobSource], ["function", "function", "function"]);
+      const image = node.Image.create(2 ** 40);
+      image.write(2 ** 39, new Uint8Array([1, 2, 3]));
+      writeFileSync("disk.qcow2", image.save());
+      const again = node.Image.open(new node.FileSource("disk.qcow2"));
+      assert.deepEqual([...again.read(2 ** 39, 3)], [1, 2, 3]);
       console.log(node.version() === web.version());`;
     writeFileSync(join(elsewhere, "program.mjs"), program);
     const printed = execFileSync(process.execPath, ["program.mjs"], { cwd: elsewhere, encoding: "utf8" });

@@ -25,8 +25,9 @@ for (const name of Object.keys(IMAGES)) {
     const check = qcowkit(cwd, "check --output=json disk.qcow2");
     const analysis = qcowkit(cwd, "analyze --no-extents --output=json disk.qcow2");
     const audit = qcowkit(cwd, "audit --deep --output=json disk.qcow2");
+    const resolver = ({ role, name }) => (role === "data_file" ? { input: new FileSource(join(cwd, name)) } : undefined);
     for (const [form, input] of forms(cwd)) {
-      const image = Image.open(input, OPEN);
+      const image = Image.open(input, { ...OPEN, resolver });
       assert.deepEqual(image.info(), said, form);
       checkAgrees(image.check(), check);
       assert.deepEqual(withoutHost(image.analyze()), withoutHost(analysis), form);
@@ -77,7 +78,10 @@ for (const name of Object.keys(IMAGES)) {
     assert.equal(map.length.length, rows.length);
     const sum = (wanted) => rows.filter((row) => row.class === wanted).reduce((bytes, row) => bytes + row.length, 0);
     const { classes } = image.analyze().ledger;
-    for (const line of classes.filter((line) => !line.class.startsWith("compressed"))) {
+    // The runs tell whole clusters: what lies within one is of the first class that applies.
+    const whole = classes.filter((line) => !line.class.startsWith("compressed") &&
+      !(name === "subclusters" && ["live_data", "zero_retained"].includes(line.class)));
+    for (const line of whole) {
       assert.equal(sum(line.class), line.bytes, line.class);
     }
   });

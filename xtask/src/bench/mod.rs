@@ -6,6 +6,7 @@
 mod cases;
 mod fixture;
 mod report;
+mod wasm;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -46,8 +47,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
         .iter()
         .filter(|case| arguments.is_empty() || arguments.iter().any(|word| case.name.contains(word.as_str())))
         .collect();
-    if chosen.is_empty() && !arguments.iter().any(|word| LAB.contains(word.as_str())) {
-        let names: Vec<&str> = CASES.iter().map(|case| case.name).collect();
+    let in_browsers = arguments.is_empty() || arguments.iter().any(|word| word == wasm::WORD);
+    if chosen.is_empty() && !in_browsers && !arguments.iter().any(|word| LAB.contains(word.as_str())) {
+        let names: Vec<&str> = CASES.iter().map(|case| case.name).chain([LAB, wasm::WORD]).collect();
         return Err(Failure::new(format!("no such case; there are:\n  {}", names.join("\n  "))));
     }
     run::heading("set-up");
@@ -71,6 +73,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
     } else {
         String::new()
     };
+    if in_browsers {
+        run::heading(wasm::WORD);
+        wasm::run(&folder)?;
+    }
     run::heading("results");
     let table = format!("{}{lab}", report::table(&results));
     run::say(&table);

@@ -54,22 +54,29 @@ impl Replay {
             file.add(first, count, if free { FREE } else { OTHER }, whole);
         })?;
         let mut guest = 0u64;
-        self.image.visit_entry_runs(GuestCluster::new(0), guest_clusters, |entry, count| {
-            if let Some(L2Entry::Plain { host: Some(host), parts }) = entry {
-                let first = geometry.host_cluster(host.offset).get();
-                let data = u64::from(parts.allocated.count_ones()).min(whole);
-                disk.add(guest, count, DATA, data);
-                disk.add(guest, count, RETAINED, whole.saturating_sub(data));
-                // In the data file, places are those of the guest.
-                if !geometry.data_file() {
-                    file.add(first, count, DATA, data);
-                    file.add(first, count, RETAINED, whole.saturating_sub(data));
-                    file.remove(first, count, OTHER, whole);
+        // One call goes to the end of an L2 table at most.
+        while guest < guest_clusters {
+            let (first_guest, rest) = (guest, guest_clusters.saturating_sub(guest));
+            self.image.visit_entry_runs(GuestCluster::new(guest), rest, |entry, count| {
+                if let Some(L2Entry::Plain { host: Some(host), parts }) = entry {
+                    let first = geometry.host_cluster(host.offset).get();
+                    let data = u64::from(parts.allocated.count_ones()).min(whole);
+                    disk.add(guest, count, DATA, data);
+                    disk.add(guest, count, RETAINED, whole.saturating_sub(data));
+                    // In the data file, places are those of the guest.
+                    if !geometry.data_file() {
+                        file.add(first, count, DATA, data);
+                        file.add(first, count, RETAINED, whole.saturating_sub(data));
+                        file.remove(first, count, OTHER, whole);
+                    }
                 }
+                guest = guest.saturating_add(count);
+                true
+            })?;
+            if guest == first_guest {
+                break;
             }
-            guest = guest.saturating_add(count);
-            true
-        })?;
+        }
         let cell_bytes = per_cell.saturating_mul(geometry.cluster_size());
         Ok(Picture { cell_bytes, file_length, host: file.shares(), guest: disk.shares() })
     }
