@@ -14,7 +14,7 @@ test("the version is the package's", () => {
 // What the whole core takes today, rounded up, so that it does not grow unnoticed. The budget that was set for the package,
 // 350,000 bytes and 120,000 after brotli, is not met: docs/architecture.md says what takes the space.
 const MOST = 800_000;
-const MOST_PACKED = 270_000;
+const MOST_PACKED = 290_000;
 
 test("the module does not grow beyond its size today", (t) => {
   const raw = readFileSync(MODULE);
