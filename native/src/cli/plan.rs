@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::args::{BackingChoice, KeyArgs, OpenArgs};
+use super::args::{BackingChoice, ImageArgs, KeyArgs, OpenArgs};
 use super::failure::Failure;
 use super::options::OptionList;
 use super::personality::Personality;
@@ -213,6 +213,16 @@ impl Source {
         // What the image says of itself needs no key.
         self.request.options.keys = None;
         self
+    }
+}
+
+impl ImageArgs {
+    /// The one image that is meant, and how it is opened.
+    ///
+    /// # Errors
+    /// No image or several; names and options that make no sense.
+    pub(crate) fn source(&self, personality: Personality, writable: bool) -> Result<Source, Failure> {
+        self.open.source(personality, one_file(&self.files)?, self.format.as_deref(), writable)
     }
 }
 

@@ -123,7 +123,7 @@ impl<S: ReadStorage + ?Sized> Inspector<'_, S> {
         if header.snapshot_count > 0 {
             let name = format!("Snapshot table, {} snapshots", header.snapshot_count);
             let entries = self.snapshot_entries().unwrap_or_default();
-            let length = entries.iter().map(|entry| snapshot_length(entry)).fold(0, u64::saturating_add);
+            let length = entries.iter().map(snapshot_length).fold(0, u64::saturating_add);
             all.push(Region::new(Structure::SnapshotTable, name, header.snapshots_offset, length));
         }
         if let Some(bitmaps) = area.consistent_bitmaps() {

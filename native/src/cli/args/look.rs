@@ -2,32 +2,21 @@ use std::ffi::OsString;
 
 use clap::Args;
 
-use super::{OpenArgs, OutputArgs};
+use super::{ImageArgs, OpenArgs, OutputArgs};
 
 /// `info`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct InfoArgs {
-    /// Format of the image, instead of looking
-    #[arg(short, long, value_name = "FORMAT", allow_hyphen_values = true)]
-    pub(crate) format: Option<String>,
     /// Also show the backing file, and its backing file, and so on
     #[arg(short, long)]
     pub(crate) backing_chain: bool,
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    pub(crate) open: OpenArgs,
-    /// The image
-    #[arg(value_name = "FILE", num_args = 0..)]
-    pub(crate) files: Vec<OsString>,
+    pub(crate) image: ImageArgs,
 }
 
 /// `map`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct MapArgs {
-    /// Format of the image, instead of looking
-    #[arg(short, long, value_name = "FORMAT", allow_hyphen_values = true)]
-    pub(crate) format: Option<String>,
     /// Begin at this guest offset
     #[arg(short, long, value_name = "OFFSET", allow_hyphen_values = true)]
     pub(crate) start_offset: Option<String>,
@@ -38,12 +27,7 @@ pub(crate) struct MapArgs {
     #[arg(long, value_name = "SNAPSHOT", allow_hyphen_values = true)]
     pub(crate) snapshot: Option<OsString>,
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    pub(crate) open: OpenArgs,
-    /// The image
-    #[arg(value_name = "FILE", num_args = 0..)]
-    pub(crate) files: Vec<OsString>,
+    pub(crate) image: ImageArgs,
 }
 
 /// `check`.
@@ -52,9 +36,6 @@ pub(crate) struct CheckArgs {
     /// Print nothing but errors
     #[arg(short, long)]
     pub(crate) quiet: bool,
-    /// Format of the image, instead of looking
-    #[arg(short, long, value_name = "FORMAT", allow_hyphen_values = true)]
-    pub(crate) format: Option<String>,
     /// Cache mode; only writeback, the default, is supported
     #[arg(short = 'T', long, value_name = "MODE", allow_hyphen_values = true)]
     pub(crate) cache: Option<String>,
@@ -75,12 +56,7 @@ pub(crate) struct CheckArgs {
     #[arg(long, value_name = "HOST@GUEST", allow_hyphen_values = true, conflicts_with = "apply_undo")]
     pub(crate) relink: Vec<String>,
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    pub(crate) open: OpenArgs,
-    /// The image
-    #[arg(value_name = "FILE", num_args = 0..)]
-    pub(crate) files: Vec<OsString>,
+    pub(crate) image: ImageArgs,
 }
 
 /// `compare`.
@@ -120,9 +96,6 @@ pub(crate) struct CompareArgs {
 /// `analyze`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct AnalyzeArgs {
-    /// Format of the image, instead of looking
-    #[arg(short, long, value_name = "FORMAT", allow_hyphen_values = true)]
-    pub(crate) format: Option<String>,
     /// Read the data, and find clusters that hold nothing but zeros
     #[arg(short = 'z', long)]
     pub(crate) scan_zeroes: bool,
@@ -133,12 +106,7 @@ pub(crate) struct AnalyzeArgs {
     #[arg(long)]
     pub(crate) no_extents: bool,
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    pub(crate) open: OpenArgs,
-    /// The image
-    #[arg(value_name = "FILE", num_args = 0..)]
-    pub(crate) files: Vec<OsString>,
+    pub(crate) image: ImageArgs,
 }
 
 /// `inspect`.

@@ -2,7 +2,7 @@ use std::ffi::OsString;
 
 use clap::Args;
 
-use super::{OpenArgs, OutputArgs};
+use super::ImageArgs;
 
 /// `measure`.
 #[derive(Debug, Clone, Args)]
@@ -16,9 +16,6 @@ pub(crate) struct MeasureArgs {
     /// Of a new, empty disk of this size, instead of a file
     #[arg(short, long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) size: Option<String>,
-    /// Format of the file, instead of looking
-    #[arg(short, long, value_name = "FORMAT", allow_hyphen_values = true)]
-    pub(crate) format: Option<String>,
     /// Of the disk as it was in this internal snapshot: its ID or name, or snapshot.id=ID,snapshot.name=NAME
     #[arg(short = 'l', long, value_name = "SNAPSHOT", allow_hyphen_values = true)]
     pub(crate) snapshot: Option<OsString>,
@@ -27,10 +24,5 @@ pub(crate) struct MeasureArgs {
     #[arg(long)]
     pub(crate) discard_no_unref: bool,
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    pub(crate) open: OpenArgs,
-    /// The image that is going to be copied
-    #[arg(value_name = "FILE", num_args = 0..)]
-    pub(crate) files: Vec<OsString>,
+    pub(crate) image: ImageArgs,
 }

@@ -17,6 +17,7 @@ mod mount;
 mod reshape;
 mod snapshot;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -223,4 +224,19 @@ pub(crate) struct OpenArgs {
     pub(crate) image_opts: bool,
     #[command(flatten)]
     pub(crate) keys: KeyArgs,
+}
+
+/// What verbs share that look at one image, whatever its format.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ImageArgs {
+    /// Format of the image, instead of looking
+    #[arg(short, long, value_name = "FORMAT", allow_hyphen_values = true)]
+    pub(crate) format: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) open: OpenArgs,
+    /// The image
+    #[arg(value_name = "FILE", num_args = 0..)]
+    pub(crate) files: Vec<OsString>,
 }

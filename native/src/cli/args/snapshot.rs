@@ -2,7 +2,7 @@ use std::ffi::OsString;
 
 use clap::{ArgAction, Args};
 
-use super::{OpenArgs, OutputArgs};
+use super::ImageArgs;
 
 /// `snapshot`.
 #[derive(Debug, Clone, Args)]
@@ -22,14 +22,6 @@ pub(crate) struct SnapshotArgs {
     /// Print nothing but what was asked for
     #[arg(short, long)]
     pub(crate) quiet: bool,
-    /// Format of the image, instead of looking
-    #[arg(short, long, value_name = "FORMAT", allow_hyphen_values = true)]
-    pub(crate) format: Option<String>,
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    pub(crate) open: OpenArgs,
-    /// The image
-    #[arg(value_name = "FILE", num_args = 0..)]
-    pub(crate) files: Vec<OsString>,
+    pub(crate) image: ImageArgs,
 }

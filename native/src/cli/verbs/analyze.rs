@@ -7,7 +7,7 @@ use crate::analyze::{FileAnalyzeOptions, analyze_file};
 use crate::cli::args::{AnalyzeArgs, OutputFormat};
 use crate::cli::failure::{Failure, Outcome};
 use crate::cli::output::analysis as human;
-use crate::cli::plan::{Session, one_file, size_argument};
+use crate::cli::plan::{Session, size_argument};
 use crate::cli::progress::Progress;
 use crate::file::{FileAccess, FileStorage};
 use crate::open::{BackingPolicy, Gate, open_file, relative_to};
@@ -23,7 +23,7 @@ pub(crate) fn run(args: &AnalyzeArgs, session: &mut Session<'_>) -> Outcome {
         let sizes = args.request_size.iter().map(|text| size_argument(text, "request size"));
         options.request_sizes = sizes.collect::<Result<_, _>>()?;
     }
-    let source = args.open.source(session.personality, one_file(&args.files)?, args.format.as_deref(), false)?;
+    let source = args.image.source(session.personality, false)?;
     let (file, format) =
         open_file(&source.path, &source.request).map_err(|error| Failure::open(&error, session.personality))?;
     if format == LayerFormat::Raw {
@@ -35,7 +35,7 @@ pub(crate) fn run(args: &AnalyzeArgs, session: &mut Session<'_>) -> Outcome {
     let analysis = analyze_file(&file, data_file.as_ref(), &options, &mut |done, total| progress.step(done, total));
     progress.leave();
     let analysis = analysis.map_err(failed)?;
-    match args.output.output {
+    match args.image.output.output {
         OutputFormat::Human => human::print(session.out, &analysis)?,
         OutputFormat::Json => super::print_json(session.out, &analysis)?,
     }

@@ -25,7 +25,7 @@ const NO_CHECKS: u8 = 63;
 /// Finds errors and lost space in the metadata, and repairs them if asked. Only the image itself is opened, not what it
 /// names.
 pub(crate) fn run(args: &CheckArgs, session: &mut Session<'_>) -> Outcome {
-    let file = one_file(&args.files)?;
+    let file = one_file(&args.image.files)?;
     let repair = repair_level(args)?;
     only_writeback(args.cache.as_deref(), "source")?;
     let options = RepairOptions { relink: args.relink.iter().map(|text| relink(text)).collect::<Result<_, _>>()? };
@@ -34,12 +34,12 @@ pub(crate) fn run(args: &CheckArgs, session: &mut Session<'_>) -> Outcome {
         return Err(Failure::new(format!("{}: the undo file exists already", path.display())));
     }
     let writable = (repair.is_some() && !args.dry_run) || args.apply_undo.is_some();
-    if writable && args.open.force_share {
+    if writable && args.image.open.force_share {
         let what =
             format!("Could not open '{}': force-share=on can only be used with read-only images", file.display());
         return Err(Failure::new(what));
     }
-    let source = args.open.source(session.personality, file, args.format.as_deref(), writable)?;
+    let source = args.image.source(session.personality, writable)?;
     let (storage, format) = source.open_file(session.personality)?;
     if format != LayerFormat::Qcow2 {
         return Err(Failure::new("This image format does not support checks").with_code(NO_CHECKS));
@@ -116,7 +116,7 @@ fn look(args: &CheckArgs, source: &Source, storage: &FileStorage, file: &OsStr, 
     let wanted = session.personality.is_own() && report.leaks > 0;
     let orphans = if wanted { find_orphans(storage).unwrap_or_default() } else { Vec::new() };
     print::orphans(&orphans, &mut io::stderr().lock())?;
-    match args.output.output {
+    match args.image.output.output {
         OutputFormat::Json => {
             print::json(&report, None, &orphans, file, session.personality)?.print(session.out)?;
         }
@@ -138,7 +138,7 @@ fn code(report: &CheckReport) -> u8 {
 /// The image is as it was: so are numbers and exit code.
 fn dry_run(args: &CheckArgs, planned: &RepairPlan, file: &OsStr, session: &mut Session<'_>) -> Outcome {
     let before = planned.before.clone().unwrap_or_default();
-    match args.output.output {
+    match args.image.output.output {
         OutputFormat::Json => {
             let json = print::json(&before, Some((planned, true)), &planned.orphans, file, session.personality)?;
             json.print(session.out)?;
@@ -161,14 +161,14 @@ fn finish(
     let area = read_header(storage).map_err(|error| source.failure(error, session.personality))?;
     let after = with_progress(args, session, |step| check(storage, &area, step))
         .map_err(|error| source.failure(error, session.personality))?;
-    let human = args.output.output == OutputFormat::Human && !args.quiet;
+    let human = args.image.output.output == OutputFormat::Human && !args.quiet;
     if human && (planned.leaks_fixed() > 0 || planned.corruptions_fixed() > 0) {
         print::repaired(planned, session.out)?;
     }
     if after.leaks + after.corruptions + after.check_errors > 0 {
         print::findings(&after, session.personality, session.out)?;
     }
-    match args.output.output {
+    match args.image.output.output {
         OutputFormat::Json => {
             let json = print::json(&after, Some((planned, false)), &planned.orphans, file, session.personality)?;
             json.print(session.out)?;

@@ -9,7 +9,7 @@ use crate::cli::args::{InfoArgs, OutputFormat};
 use crate::cli::failure::{Failure, Outcome};
 use crate::cli::json::Json;
 use crate::cli::output::info as human;
-use crate::cli::plan::{Session, Source, one_file};
+use crate::cli::plan::{Session, Source};
 use crate::disk::Disk;
 use crate::info::{Child, FileImageInfo, FileInfo, describe, file_info};
 use crate::open::{Gate, OpenRequest, format_by_name, relative_to};
@@ -22,9 +22,9 @@ enum Facts {
 
 /// Shows what an image, or each of its chain, says of itself.
 pub(crate) fn run(args: &InfoArgs, session: &mut Session<'_>) -> Outcome {
-    let source = args.open.source(session.personality, one_file(&args.files)?, args.format.as_deref(), false)?;
+    let source = args.image.source(session.personality, false)?;
     let facts = if args.backing_chain { chain(source, session)? } else { vec![layer(&source, session)?.0] };
-    match args.output.output {
+    match args.image.output.output {
         OutputFormat::Json if args.backing_chain => {
             let list = facts.iter().map(json).collect::<Result<_, Failure>>()?;
             Json::List(list).print(session.out)?;

@@ -4,12 +4,12 @@ use std::io::{self, Write};
 
 use crate::cli::args::{MapArgs, OutputFormat};
 use crate::cli::failure::{Failure, Outcome};
-use crate::cli::plan::{Session, one_file, size_argument};
+use crate::cli::plan::{Session, size_argument};
 use crate::status::{Status, Statuses};
 
 /// Shows which parts of a disk hold data, and where.
 pub(crate) fn run(args: &MapArgs, session: &mut Session<'_>) -> Outcome {
-    let source = args.open.source(session.personality, one_file(&args.files)?, args.format.as_deref(), false)?;
+    let source = args.image.source(session.personality, false)?;
     let source = source.of_snapshot(args.snapshot.as_deref())?;
     let start = args.start_offset.as_deref().map_or(Ok(0), |text| size_argument(text, "start offset"))?;
     let length = args.max_length.as_deref().map(|text| size_argument(text, "max length")).transpose()?;
@@ -19,7 +19,7 @@ pub(crate) fn run(args: &MapArgs, session: &mut Session<'_>) -> Outcome {
     let mut statuses = Statuses::new(&mut disk);
     let mut at = start;
     let mut printer = Printer {
-        format: args.output.output,
+        format: args.image.output.output,
         names,
         out: session.out,
         begun: false,

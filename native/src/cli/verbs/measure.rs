@@ -1,7 +1,5 @@
 //! `measure`.
 
-use std::ffi::OsStr;
-
 use qcowkit_core::image::CreateOptions;
 use qcowkit_core::operations::measure::{Measure, Measurement};
 use qcowkit_core::{Error, ErrorKind};
@@ -21,14 +19,14 @@ use crate::open::format_by_name;
 /// Tells how large the file of a new image becomes.
 pub(crate) fn run(args: &MeasureArgs, session: &mut Session<'_>) -> Outcome {
     let list = OptionList::parse(&args.options).map_err(|error| Failure::new(error.to_string()))?;
-    let file = match (&args.files[..], &args.size) {
+    let from_file = match (&args.image.files[..], &args.size) {
         ([], None) => return Err(Failure::new("Either --size N or one filename must be specified.")),
         ([_], Some(_)) => return Err(Failure::new("--size N cannot be used together with a filename.")),
         ([_, _, ..], _) => return Err(Failure::new("At most one filename argument is allowed.")),
-        ([], Some(_)) => None,
-        ([file], None) => Some(file.as_os_str()),
+        ([], Some(_)) => false,
+        ([_], None) => true,
     };
-    if file.is_none() && (args.open.image_opts || args.format.is_some() || args.snapshot.is_some()) {
+    if !from_file && (args.image.open.image_opts || args.image.format.is_some() || args.snapshot.is_some()) {
         return Err(Failure::new("--image-opts, -f, and -l require a filename argument."));
     }
     let size = args.size.as_deref().map(disk_size).transpose()?;
@@ -38,7 +36,7 @@ pub(crate) fn run(args: &MeasureArgs, session: &mut Session<'_>) -> Outcome {
         let program = session.personality.name();
         Failure::new(format!("{words}\n{program}: Invalid options for file format '{name}'"))
     })?;
-    let mut disk = file.map(|file| open(args, file, session)).transpose()?;
+    let mut disk = from_file.then(|| open(args, session)).transpose()?;
     let size = disk.as_ref().map_or(size.unwrap_or(0), Disk::virtual_size);
     let size = size.checked_next_multiple_of(512).unwrap_or(size);
     let failed = |error: Error| Failure::new(words(&error));
@@ -51,12 +49,12 @@ pub(crate) fn run(args: &MeasureArgs, session: &mut Session<'_>) -> Outcome {
             of_qcow2(&measure, options, disk.as_mut(), args.discard_no_unref).map_err(failed)?
         }
     };
-    print(&measured, bitmap_bytes, args.output.output, session)?;
+    print(&measured, bitmap_bytes, args.image.output.output, session)?;
     Ok(0)
 }
 
-fn open(args: &MeasureArgs, file: &OsStr, session: &Session<'_>) -> Result<Disk, Failure> {
-    let source = args.open.source(session.personality, file, args.format.as_deref(), false)?;
+fn open(args: &MeasureArgs, session: &Session<'_>) -> Result<Disk, Failure> {
+    let source = args.image.source(session.personality, false)?;
     source.of_snapshot(args.snapshot.as_deref())?.open(session.personality)
 }
 

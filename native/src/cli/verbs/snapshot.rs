@@ -14,7 +14,7 @@ use crate::cli::failure::{Failure, Outcome};
 use crate::cli::json::Json;
 use crate::cli::output::info::snapshots as print_table;
 use crate::cli::personality::Personality;
-use crate::cli::plan::{Session, one_file};
+use crate::cli::plan::Session;
 use crate::file::FileStorage;
 
 /// Bytes of a name that QEMU reads.
@@ -31,25 +31,24 @@ enum Action<'a> {
 /// Lists, takes, applies or deletes internal snapshots.
 pub(crate) fn run(args: &SnapshotArgs, session: &mut Session<'_>) -> Outcome {
     let action = action(args)?;
-    let file = one_file(&args.files)?;
     let writable = !matches!(action, Action::List);
-    let source = args.open.source(session.personality, file, args.format.as_deref(), writable)?;
+    let source = args.image.source(session.personality, writable)?;
     if writable && source.request.force_share {
         let name = source.path.display();
         return Err(Failure::new(format!(
             "Could not open '{name}': force-share=on can only be used with read-only images"
         )));
     }
-    if writable && args.output.output == OutputFormat::Json {
+    if writable && args.image.output.output == OutputFormat::Json {
         return Err(Failure::usage("--output is for the list of snapshots"));
     }
     // Only metadata are touched: neither the chain nor a key is needed.
     let source = source.alone();
     let mut disk = source.open(session.personality)?;
-    let Some(image) = disk.image_mut() else { return raw(&action, args.output.output, session) };
+    let Some(image) = disk.image_mut() else { return raw(&action, args.image.output.output, session) };
     let failed = Failed { personality: session.personality, path: source.path.display().to_string() };
     match action {
-        Action::List => list(image, args.output.output, session, &failed)?,
+        Action::List => list(image, args.image.output.output, session, &failed)?,
         Action::Create(name) => create(image, name, session.personality, &failed)?,
         Action::Apply(name) => {
             let selector = SnapshotSelector::IdOrName(Name::new(name.as_encoded_bytes()));
