@@ -39,7 +39,11 @@ def qemu_io(tmp_path: Path) -> Run:
     def run(image: str, *commands: str) -> str:
         arguments = [word for command in commands for word in ("-c", command)]
         done = subprocess.run(
-            [program, "-f", "qcow2", *arguments, image], cwd=tmp_path, check=True, capture_output=True, text=True
+            [program, "-d", "unmap", "-f", "qcow2", *arguments, image],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            text=True,
         )
         return done.stdout
 
@@ -90,20 +94,3 @@ def disk(qemu_img: Run, tmp_path: Path) -> Path:
     """A new, empty image of 64 MiB."""
     qemu_img("create", "-f", "qcow2", "disk.qcow2", "64M")
     return tmp_path / "disk.qcow2"
-
-
-@pytest.fixture
-def qemu_io(tmp_path: Path) -> Run:
-    """Runs commands of qemu-io on an image: `qemu_io(path, "write 0 64k", ...)`."""
-    program = shutil.which("qemu-io")
-    if program is None:
-        pytest.skip("qemu-io is missing")
-
-    def run(path: str, *commands: str) -> str:
-        arguments = [argument for command in commands for argument in ("-c", command)]
-        done = subprocess.run(
-            [program, "-d", "unmap", *arguments, path], cwd=tmp_path, check=True, capture_output=True, text=True
-        )
-        return done.stdout
-
-    return run

@@ -18,9 +18,9 @@ pub(crate) fn test(report: &mut Report) -> Result<(), Failure> {
     build(&venv)?;
     // The tests compare with what the command line prints.
     run::call(run::cargo("").args(["build", "-q", "-p", "qcowkit"]))?;
-    report.check("python: ruff", tool(&venv, "ruff").args(["check", "py"]));
-    report.check("python: ruff format", tool(&venv, "ruff").args(["format", "--check", "py"]));
-    report.check("python: mypy", tool(&venv, "mypy").arg("py/python").arg("py/tests"));
+    report.check("python: ruff", tool(&venv, "ruff").args(["check", "py", "examples"]));
+    report.check("python: ruff format", tool(&venv, "ruff").args(["format", "--check", "py", "examples"]));
+    report.check("python: mypy", tool(&venv, "mypy").args(["py/python", "py/tests", "examples"]));
     let stubs = ["-m", "mypy.stubtest", "qcowkit", "--concise", "--mypy-config-file", "pyproject.toml"];
     let allowed = ["--allowlist", "py/stubtest-allowlist.txt", "--ignore-unused-allowlist"];
     report.check("python: stubs", tool(&venv, "python").args(stubs).args(allowed));
