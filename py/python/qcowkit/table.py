@@ -51,7 +51,8 @@ class ArrowTable(Protocol):
 
 
 class Column(_qcowkit.Column):
-    """One column of a table: a sequence of values.
+    """One column of a table: a sequence of values. `name`, `type` (as Arrow calls it) and `null_count` say what it is;
+    `validity()` has a byte for each value, 1 where it is there, or is `None` where all are.
 
     A column of numbers without nulls has the buffer protocol: `memoryview(column)` and `numpy.asarray(column)` show its
     memory without a copy, read-only.

@@ -106,6 +106,7 @@ impl Image {
         undo: Option<PathBuf>,
         punch: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
+        self.refuse_views(py)?;
         let name = self.report_name();
         let after = self.change(py, |image| {
             if image.is_read_only() {
@@ -123,6 +124,7 @@ impl Image {
 
     /// Puts back what a repair overwrote.
     fn undo_repair(&self, py: Python<'_>, undo: &Bound<'_, PyBytes>) -> PyResult<()> {
+        self.refuse_views(py)?;
         let undo = undo.as_bytes().to_vec();
         self.change(py, |image| {
             if image.is_read_only() {
