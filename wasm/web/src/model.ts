@@ -1,0 +1,179 @@
+/** What the maps and tables are made from: runs as columns. */
+
+import type { ClusterMap, MapRun, Structure } from "qcowkit/client";
+import { GUEST_KINDS, HOST_KINDS, kindOfClass, TITLES } from "./kinds.ts";
+import type { Kind } from "./kinds.ts";
+import { bytes, hex, words } from "./format.ts";
+
+export type Side = "host" | "guest";
+
+/** Runs in order and without gaps, from byte 0. */
+export interface Runs {
+  readonly side: Side;
+  /** Bytes in all. */
+  readonly total: number;
+  /** Bytes of a cluster. */
+  readonly unit: number;
+  readonly offset: Float64Array;
+  readonly length: Float64Array;
+  /** Places in `kinds`. */
+  readonly kind: Uint8Array;
+  readonly kinds: readonly Kind[];
+  /** What lies behind the last run was left out: there are too many runs. */
+  readonly cut: boolean;
+  /** Everything about a run, in words. */
+  readonly describe: (run: number) => RunWords;
+  /** What a run of the file is for its owner. */
+  readonly structure?: (run: number) => Structure | undefined;
+  /** Where a run is on the other side, if it is there. */
+  readonly across: (run: number) => number | undefined;
+}
+
+/** A run in words. */
+export interface RunWords {
+  readonly kind: string;
+  readonly refcount: string;
+  readonly owner: string;
+  readonly place: string;
+}
+
+/** The run that holds a byte, or the last one. */
+export function runAt(runs: Runs, offset: number): number {
+  let [low, high] = [0, runs.offset.length - 1];
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if ((runs.offset[middle] ?? 0) <= offset) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
+/** Bytes of each kind. */
+export function sums(runs: Runs): { bytes: number[]; runs: number[] } {
+  const found = { bytes: runs.kinds.map(() => 0), runs: runs.kinds.map(() => 0) };
+  for (let run = 0; run < runs.kind.length; run += 1) {
+    const kind = runs.kind[run] ?? 0;
+    found.bytes[kind] = (found.bytes[kind] ?? 0) + (runs.length[run] ?? 0);
+    found.runs[kind] = (found.runs[kind] ?? 0) + 1;
+  }
+  return found;
+}
+
+/** Joins the pages of a cluster map. */
+export function hostRuns(pages: readonly ClusterMap[]): Runs {
+  const first = pages[0];
+  if (first === undefined) {
+    throw new Error("no clusters");
+  }
+  const offset = join(pages.map((page) => page.host_offset));
+  const length = join(pages.map((page) => page.length));
+  const kind = new Uint8Array(offset.length);
+  let at = 0;
+  for (const page of pages) {
+    const groups = page.classes.map(kindOfClass);
+    for (const place of page.class) {
+      kind[at] = groups[place] ?? 0;
+      at += 1;
+    }
+  }
+  const find = (run: number): [ClusterMap, number] => {
+    let rest = run;
+    for (const page of pages) {
+      if (rest < page.class.length) {
+        return [page, rest];
+      }
+      rest -= page.class.length;
+    }
+    return [first, 0];
+  };
+  const describe = (run: number): RunWords => {
+    const [page, place] = find(run);
+    const name = page.classes[page.class[place] ?? 0];
+    const structure = page.structures[page.structure[place] ?? 255];
+    const guest = page.guest_offset[place] ?? -1;
+    const refcount = page.refcount[place] ?? -1;
+    const owners = page.owners[place] ?? 0;
+    const references = page.references[place] ?? 0;
+    const who = [...(owners & 1 ? ["disk"] : []), ...(owners & 2 ? ["snapshots"] : [])].join(" and ");
+    const what = structure === undefined ? "nobody" : words(structure);
+    return {
+      kind: name === undefined ? "" : TITLES[name],
+      refcount: refcount < 0 ? "cannot be read" : String(refcount),
+      owner: structure === undefined ? what : `${what}${who === "" ? "" : ` of the ${who}`}${references > 1 ? `, ${references} references` : ""}`,
+      place: guest < 0 ? "" : hex(guest),
+    };
+  };
+  const structure = (run: number): Structure | undefined => {
+    const [page, place] = find(run);
+    return page.structures[page.structure[place] ?? 255];
+  };
+  const across = (run: number): number | undefined => {
+    const [page, place] = find(run);
+    const guest = page.guest_offset[place] ?? -1;
+    return guest < 0 ? undefined : guest;
+  };
+  const cut = pages.at(-1)?.next !== null;
+  const total = cut ? (offset.at(-1) ?? 0) + (length.at(-1) ?? 0) : first.file_length;
+  return { side: "host", total, unit: first.cluster_size, offset, length, kind, kinds: HOST_KINDS, cut, describe, structure, across };
+}
+
+function join(parts: readonly Float64Array[]): Float64Array {
+  const all = new Float64Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
+}
+
+/** The disk. `rows` are those of `qemu-img map`. */
+export function guestRuns(rows: readonly MapRun[], unit: number, size: number): Runs {
+  const column = (read: (row: MapRun) => number) => Float64Array.from(rows, read);
+  const last = rows.at(-1);
+  const end = last === undefined ? 0 : last.start + last.length;
+  const describe = (run: number): RunWords => {
+    const row = rows[run];
+    return row === undefined ? { kind: "", refcount: "", owner: "", place: "" } : {
+      kind: GUEST_KINDS[guestKind(row)]?.title ?? "",
+      refcount: "",
+      owner: row.depth > 0 ? `layer ${row.depth} below` : row.present ? "this image" : "nobody",
+      place: row.offset === undefined ? "" : hex(row.offset),
+    };
+  };
+  return {
+    side: "guest",
+    total: end,
+    unit,
+    offset: column((row) => row.start),
+    length: column((row) => row.length),
+    kind: Uint8Array.from(rows, guestKind),
+    kinds: GUEST_KINDS,
+    cut: end < size,
+    describe,
+    across: (run) => (rows[run]?.depth === 0 ? rows[run]?.offset : undefined),
+  };
+}
+
+function guestKind(row: MapRun): number {
+  if (row.depth > 0 && row.present) {
+    return 2;
+  }
+  if (row.data) {
+    return row.compressed ? 1 : 0;
+  }
+  return row.present ? (row.offset === undefined ? 4 : 3) : 5;
+}
+
+/** One line about a place, for hovering and for the live region. */
+export function sentence(runs: Runs, offset: number): string {
+  const run = runAt(runs, offset);
+  const about = runs.describe(run);
+  const place = about.place === "" ? "" : runs.side === "host" ? `, guest ${about.place}` : `, in the file at ${about.place}`;
+  const refcount = about.refcount === "" ? "" : `, refcount ${about.refcount}`;
+  const owner = about.owner === "" ? "" : `, owner: ${about.owner}`;
+  return `${hex(offset)}: ${about.kind}, run of ${bytes(runs.length[run] ?? 0)}${refcount}${owner}${place}`;
+}

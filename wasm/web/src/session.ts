@@ -1,0 +1,354 @@
+/** The state of the page: one image with its reports, the place that all views look at, and the edits. */
+
+import type {
+  Analysis, CheckReport, HeaderReport, ImageInfo, ListedSnapshot, PartitionReport, QcowError, Region, RemoteImage,
+  RemoteInput, RemoteQcowkit, Shown,
+} from "qcowkit/client";
+import { startEngine } from "./engine.ts";
+import { hex, reason } from "./format.ts";
+import { guestRuns, hostRuns } from "./model.ts";
+import type { Runs, Side } from "./model.ts";
+
+/** Pages of a map that are fetched at most. */
+const MAX_PAGES = 4;
+
+/** Edits that can be undone. */
+const MAX_UNDO = 100;
+
+/** A report that is made when it is looked at. */
+export type Lazy<T> =
+  | { readonly state: "none" }
+  | { readonly state: "loading"; readonly done: number }
+  | { readonly state: "ready"; readonly value: T }
+  | { readonly state: "failed"; readonly why: string };
+
+export interface Reports {
+  host: Runs;
+  guest: Runs;
+  analysis: Analysis;
+  check: CheckReport;
+  partitions: PartitionReport;
+  regions: Shown<Region[]>;
+  snapshots: ListedSnapshot[];
+}
+
+type ReportName = keyof Reports;
+
+export interface Edit {
+  readonly title: string;
+  /** The state before it. */
+  readonly checkpoint: number;
+}
+
+/** What is opened. */
+export interface Input {
+  readonly name: string;
+  readonly input: RemoteInput;
+  readonly files?: Readonly<Record<string, Blob>>;
+  readonly key?: string;
+}
+
+/** What is known of an open image as a whole. */
+export interface Facts {
+  readonly info: ImageInfo | undefined;
+  readonly header: Shown<HeaderReport>;
+  readonly problem: QcowError | undefined;
+  readonly virtualSize: number;
+  readonly clusterSize: number;
+  readonly fileLength: number;
+  readonly readOnly: boolean;
+}
+
+export type Pane = "map" | "structure" | "runs" | "check" | "partitions" | "layout" | "edit" | "lab";
+
+export const PANES: readonly Pane[] = ["map", "structure", "runs", "check", "partitions", "layout", "edit", "lab"];
+
+/** A place in the file or on the disk. */
+export interface Place {
+  readonly side: Side;
+  readonly offset: number;
+}
+
+export interface Selection {
+  readonly side: Side;
+  readonly start: number;
+  readonly end: number;
+}
+
+const NONE = { state: "none" } as const;
+
+export class Session extends EventTarget {
+  state: "empty" | "opening" | "open" | "failed" = "empty";
+  /** The lab is shown although no image is open. */
+  labOnly = false;
+  failure: { title: string; why: string; code: string | undefined } | undefined;
+  /** A message that stays until it is closed. */
+  notice = "";
+  opened: Input | undefined;
+  image: RemoteImage | undefined;
+  facts: Facts | undefined;
+  reports: { [K in ReportName]: Lazy<Reports[K]> } = noReports();
+  pane: Pane = "map";
+  place: Place = { side: "host", offset: 0 };
+  selection: Selection | undefined;
+  edits: Edit[] = [];
+  /** Whether the edits as they are were saved. */
+  saved = true;
+  /** What is under way, in words. */
+  busy: string | undefined;
+  /** Goes up with every change of the image. */
+  revision = 0;
+  #engine: RemoteQcowkit | undefined;
+  #sealed = true;
+
+  /** The worker; started when it is first needed. */
+  get engine(): RemoteQcowkit {
+    this.#engine ??= startEngine(this.#sealed);
+    return this.#engine;
+  }
+
+  changed(): void {
+    this.dispatchEvent(new Event("change"));
+  }
+
+  /** Says something to those who listen instead of looking. */
+  say(text: string): void {
+    this.dispatchEvent(new CustomEvent("say", { detail: text }));
+  }
+
+  get dirty(): boolean {
+    return this.edits.length > 0 && !this.saved;
+  }
+
+  /** Opens an image in place of the one that is open. */
+  async open(input: Input): Promise<void> {
+    const foreign = isForeign(input.input);
+    await this.close();
+    if (foreign === this.#sealed) {
+      this.#engine?.terminate();
+      this.#engine = undefined;
+      this.#sealed = !foreign;
+    }
+    this.state = "opening";
+    this.opened = input;
+    this.labOnly = false;
+    this.busy = `Opening ${input.name}`;
+    this.changed();
+    try {
+      this.image = await this.engine.open(input.input, {
+        tolerant: true,
+        identity: input.name,
+        ...(input.files === undefined ? {} : { files: input.files }),
+        ...(input.key === undefined ? {} : { key: input.key }),
+      });
+      await this.#look();
+      this.state = "open";
+      this.say(`${input.name} is open`);
+    } catch (error) {
+      this.fail(`${input.name} cannot be shown`, error);
+    }
+    this.busy = undefined;
+    this.changed();
+    void this.need("host").then(() => this.need("analysis")).then(() => this.need("check"));
+  }
+
+  /** Shows why there is no image. */
+  fail(title: string, error: unknown): void {
+    const code = error instanceof Error && "code" in error ? String(error.code) : undefined;
+    this.failure = { title, why: reason(error), code };
+    this.state = "failed";
+    this.busy = undefined;
+    this.say(`${title}: ${this.failure.why}`);
+    this.changed();
+  }
+
+  async close(): Promise<void> {
+    const image = this.image;
+    Object.assign(this, {
+      state: "empty", failure: undefined, opened: undefined, image: undefined, facts: undefined, reports: noReports(),
+      place: { side: "host", offset: 0 }, selection: undefined, edits: [], saved: true, notice: "",
+    });
+    this.revision += 1;
+    await image?.close().catch(() => undefined);
+    this.changed();
+  }
+
+  /** Ends whatever the worker is doing. The image has to be opened again, and edits are lost. */
+  stop(): void {
+    this.#engine?.terminate();
+    this.#engine = undefined;
+    this.image = undefined;
+    const name = this.opened?.name ?? "The image";
+    this.fail(`${name} was closed`, new Error("You stopped what was under way. Open the image again to go on."));
+  }
+
+  /** Reads what is known of the image as a whole. */
+  async #look(): Promise<void> {
+    const image = this.image;
+    if (image === undefined) {
+      return;
+    }
+    const [info, header, problem, virtualSize, clusterSize, fileLength, readOnly] = await Promise.all([
+      image.info().catch(() => undefined), headerOf(image), image.problem, image.virtualSize, image.clusterSize,
+      image.fileLength, image.readOnly,
+    ]);
+    this.facts = { info, header, problem, virtualSize, clusterSize, fileLength, readOnly };
+  }
+
+  /** Makes a report if it is not there. */
+  async need<K extends ReportName>(name: K): Promise<Reports[K] | undefined> {
+    const image = this.image;
+    const now: Lazy<Reports[K]> = this.reports[name];
+    if (image === undefined || now.state !== "none") {
+      return now.state === "ready" ? now.value : undefined;
+    }
+    const revision = this.revision;
+    const set = (next: Lazy<Reports[K]>): void => {
+      if (revision === this.revision) {
+        (this.reports as Record<K, Lazy<Reports[K]>>)[name] = next;
+        this.changed();
+      }
+    };
+    set({ state: "loading", done: 0 });
+    try {
+      const value = (await this.#make(name, image, (done) => set({ state: "loading", done }))) as Reports[K];
+      set({ state: "ready", value });
+      return value;
+    } catch (error) {
+      set({ state: "failed", why: reason(error) });
+      return undefined;
+    }
+  }
+
+  async #make(name: ReportName, image: RemoteImage, progress: (done: number) => void): Promise<Reports[ReportName]> {
+    switch (name) {
+      case "host":
+        return hostRuns(await clusterPages(image, progress));
+      case "guest":
+        return guestRuns(await image.map(), this.facts?.clusterSize || 65536, this.facts?.virtualSize ?? 0);
+      case "analysis":
+        return image.analyze({ progress });
+      case "check":
+        return image.check({ progress });
+      case "partitions":
+        return image.partitions();
+      case "regions":
+        return image.regions();
+      case "snapshots":
+        return image.snapshots();
+    }
+  }
+
+  /** Changes the image; what went wrong goes back, and is told. */
+  async edit(title: string, change: (image: RemoteImage) => Promise<unknown>): Promise<boolean> {
+    const image = this.image;
+    if (image === undefined || this.busy !== undefined) {
+      return false;
+    }
+    this.busy = title;
+    this.changed();
+    const checkpoint = await image.checkpoint();
+    let done = false;
+    try {
+      await change(image);
+      await image.flush();
+      this.edits.push({ title, checkpoint });
+      if (this.edits.length > MAX_UNDO) {
+        const oldest = this.edits.shift();
+        await image.dropCheckpoint(oldest?.checkpoint ?? checkpoint);
+      }
+      this.saved = false;
+      this.say(`Done: ${title}`);
+      this.notice = "";
+      done = true;
+    } catch (error) {
+      await image.rollback(checkpoint).catch(() => undefined);
+      await image.dropCheckpoint(checkpoint).catch(() => undefined);
+      this.notice = `${title}: ${reason(error)}`;
+      this.say(`Not done: ${this.notice}`);
+    }
+    await this.#anew();
+    return done;
+  }
+
+  async undo(): Promise<void> {
+    const last = this.edits.at(-1);
+    const image = this.image;
+    if (last === undefined || image === undefined || this.busy !== undefined) {
+      return;
+    }
+    this.busy = `Undoing: ${last.title}`;
+    this.changed();
+    try {
+      await image.rollback(last.checkpoint);
+      await image.dropCheckpoint(last.checkpoint);
+      this.edits.pop();
+      this.saved = this.edits.length === 0;
+      this.say(`Undone: ${last.title}`);
+    } catch (error) {
+      this.notice = `Undo: ${reason(error)}`;
+    }
+    await this.#anew();
+  }
+
+  /** After a change: facts and reports are made again. */
+  async #anew(): Promise<void> {
+    const shown = (Object.keys(this.reports) as ReportName[]).filter((name) => this.reports[name].state !== "none");
+    this.revision += 1;
+    this.reports = noReports();
+    await this.#look().catch((error: unknown) => this.fail("The image cannot be shown any more", error));
+    this.busy = undefined;
+    this.changed();
+    for (const name of shown) {
+      await this.need(name);
+    }
+  }
+
+  /** Looks at a place; the views follow. */
+  goTo(side: Side, offset: number, pane?: Pane): void {
+    const end = side === "host" ? this.facts?.fileLength : this.facts?.virtualSize;
+    this.place = { side, offset: Math.max(0, Math.min(offset, Math.max(0, (end ?? 1) - 1))) };
+    this.pane = pane ?? this.pane;
+    this.dispatchEvent(new Event("place"));
+    this.changed();
+  }
+
+  select(selection: Selection | undefined): void {
+    this.selection = selection;
+    if (selection !== undefined) {
+      this.say(`Selected ${hex(selection.start)} to ${hex(selection.end)} of the ${selection.side === "host" ? "file" : "disk"}`);
+    }
+    this.changed();
+  }
+
+  show(pane: Pane): void {
+    this.pane = pane;
+    this.changed();
+  }
+}
+
+/** The header of an image, also of a broken one. */
+export function headerOf(image: RemoteImage): Promise<Shown<HeaderReport>> {
+  // What a name gives is lost on the way through the worker's types.
+  return image.inspect("header") as Promise<Shown<HeaderReport>>;
+}
+
+function noReports(): Session["reports"] {
+  return { host: NONE, guest: NONE, analysis: NONE, check: NONE, partitions: NONE, regions: NONE, snapshots: NONE };
+}
+
+async function clusterPages(image: RemoteImage, progress: (done: number) => void) {
+  const pages = [await image.clusters({ progress })];
+  for (let next = pages[0]?.next; typeof next === "number" && pages.length < MAX_PAGES; next = pages.at(-1)?.next) {
+    pages.push(await image.clusters({ host_offset: next, progress }));
+  }
+  return pages;
+}
+
+/** Whether an address is another server's. */
+function isForeign(input: RemoteInput): boolean {
+  return "url" in input && new URL(input.url, location.href).origin !== location.origin;
+}
+
+/** The session of this page. */
+export const session = new Session();

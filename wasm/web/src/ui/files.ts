@@ -1,0 +1,122 @@
+/** What a person gives to be opened: files, a folder with a backing chain, an address. */
+
+import { isQcowError } from "../errors.ts";
+import { headerOf, session } from "../session.ts";
+import type { Input } from "../session.ts";
+
+/** Files of a folder that are looked at. */
+const MAX_FILES = 256;
+
+/** The files of a drop, those in folders too. */
+export async function dropped(transfer: DataTransfer): Promise<File[]> {
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.() ?? null);
+  if (entries.every((entry) => entry === null)) {
+    return [...transfer.files];
+  }
+  const files: File[] = [];
+  for (const entry of entries) {
+    await collect(entry, files);
+  }
+  return files;
+}
+
+async function collect(entry: FileSystemEntry | null, into: File[]): Promise<void> {
+  if (entry === null || into.length >= MAX_FILES) {
+    return;
+  }
+  if (entry.isFile) {
+    into.push(await new Promise<File>((resolve, reject) => (entry as FileSystemFileEntry).file(resolve, reject)));
+    return;
+  }
+  const reader = (entry as FileSystemDirectoryEntry).createReader();
+  for (;;) {
+    const some = await new Promise<FileSystemEntry[]>((resolve, reject) => reader.readEntries(resolve, reject));
+    if (some.length === 0) {
+      return;
+    }
+    for (const one of some) {
+      await collect(one, into);
+    }
+  }
+}
+
+/** Opens one file; of several, the one at the top of the chain, with the others to be found by name. */
+export async function openFiles(files: readonly File[]): Promise<void> {
+  const [only] = files;
+  if (only === undefined) {
+    return;
+  }
+  if (files.length === 1) {
+    await session.open({ name: only.name, input: only });
+    return;
+  }
+  try {
+    const tops = await topOf(files.slice(0, MAX_FILES));
+    const [top] = tops;
+    if (top === undefined) {
+      session.fail("Nothing to open", new Error("None of these files is a qcow2 image that no other one builds on."));
+      return;
+    }
+    await session.open({ name: top.name, input: top, files: Object.fromEntries(files.map((file) => [file.name, file])) });
+    if (tops.length > 1) {
+      session.notice = `Opened ${top.name}. Not opened: ${tops.slice(1).map((file) => file.name).join(", ")}.`;
+      session.changed();
+    }
+  } catch (error) {
+    session.fail("These files cannot be read", error);
+  }
+}
+
+/** Images that no other file is built on, the newest first. */
+async function topOf(files: readonly File[]): Promise<File[]> {
+  const named = new Set<string>();
+  const images: File[] = [];
+  for (const file of files) {
+    try {
+      const image = await session.engine.open(file, { tolerant: true, read_only: true });
+      const header = await headerOf(image);
+      await image.close();
+      if ("value" in header) {
+        images.push(file);
+        for (const name of [header.value.backing_file, header.value.data_file]) {
+          named.add(name?.slice(name.lastIndexOf("/") + 1) ?? "");
+        }
+      }
+    } catch (error) {
+      if (!isQcowError(error)) {
+        throw error;
+      }
+    }
+  }
+  return images.filter((file) => !named.has(file.name)).sort((a, b) => b.lastModified - a.lastModified);
+}
+
+/** An address: an image on this server or another. */
+export async function openUrl(text: string): Promise<void> {
+  let url: URL;
+  try {
+    url = new URL(text.trim(), location.href);
+  } catch {
+    session.fail("No address", new Error(`“${text}” is not an address.`));
+    return;
+  }
+  if (url.protocol !== "http:" && url.protocol !== "https:") {
+    session.fail("No address", new Error("Only http and https addresses can be opened."));
+    return;
+  }
+  await session.open({ name: url.pathname.split("/").pop() || url.host, input: { url: url.href } });
+}
+
+/** An image that comes with the page. */
+export async function openSample(name: string): Promise<void> {
+  try {
+    const answer = await fetch(new URL(`samples/${name}`, document.baseURI));
+    if (!answer.ok) {
+      throw new Error(`the server answered ${answer.status}`);
+    }
+    const input: Input = { name, input: new File([await answer.blob()], name) };
+    await session.open(input);
+  } catch (error) {
+    session.fail(`${name} cannot be fetched`, error);
+  }
+}
