@@ -32,7 +32,7 @@ function offline() {
 export default defineConfig({
   root: here("."),
   base: "./",
-  resolve: { alias: [{ find: /^qcowkit\/(.*)$/, replacement: `${here("../js")}/$1.ts` }] },
+  resolve: { alias: [{ find: /^qcowkit\/(.*)$/, replacement: `${here("../dist")}/$1.js` }] },
   build: {
     target: "es2022",
     outDir: "dist",

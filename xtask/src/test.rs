@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::run::{self, Failure};
 use crate::system::{self, Need};
 use crate::tally::Tally;
-use crate::{demo, fuzz, python, rust, tidy, web};
+use crate::{demo, fuzz, python, rust, tidy, wasm};
 
 /// A part of the house that can be tested by itself.
 struct Part {
@@ -28,7 +28,7 @@ const PARTS: [Part; 7] = [
         name: "wasm",
         needs: &[Need::Qemu, Need::WasmStd, Need::Node, Need::Chromium],
         obstacle: nothing,
-        run: web::test,
+        run: wasm::test,
     },
 ];
 

@@ -102,8 +102,8 @@ function layoutOf(session: Session): string {
 
 function partitionsOf(session: Session): string {
   const report = ready(session.reports.partitions);
-  return report === undefined || report.scheme === null ? ""
-    : `<h2>Partitions (${escape(report.scheme.toUpperCase())})</h2>${table(["Number", "Kind", "Name", "Offset", "Length"], report.partitions.map((part) => [part.number, part.kind, part.name ?? "", hex(part.offset), bytes(part.length)]), [3, 4])}`;
+  return report === undefined || report === null ? ""
+    : `<h2>Partitions (${escape(report.scheme.toUpperCase())})</h2>${table(["Number", "Kind", "Name", "Offset", "Length"], report.partitions.map((part) => [part.number, part.type_name ?? part.type, part.name ?? "", hex(part.start), bytes(part.size)]), [3, 4])}`;
 }
 
 function headerOf({ facts: found }: Session): string {

@@ -1,7 +1,7 @@
 /** The state of the page: one image with its reports, the place that all views look at, and the edits. */
 
 import type {
-  Analysis, CheckReport, HeaderReport, ImageInfo, ListedSnapshot, PartitionReport, QcowError, Region, RemoteImage,
+  Analysis, CheckReport, HeaderReport, ImageInfo, ListedSnapshot, PartitionTable, QcowError, Region, RemoteImage,
   RemoteInput, RemoteQcowkit, Shown,
 } from "qcowkit/client";
 import { startEngine } from "./engine.ts";
@@ -27,7 +27,7 @@ export interface Reports {
   guest: Runs;
   analysis: Analysis;
   check: CheckReport;
-  partitions: PartitionReport;
+  partitions: PartitionTable | null;
   regions: Shown<Region[]>;
   snapshots: ListedSnapshot[];
 }

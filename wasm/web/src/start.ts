@@ -6,7 +6,7 @@ import { openFiles, openSample, openUrl } from "./ui/files.ts";
 import { View } from "./view.ts";
 
 const SAMPLES: readonly { file: string; title: string; about: string }[] = [
-  { file: "fragmented.qcow2", title: "A used disk", about: "Partitions, compressed clusters, a snapshot, a bitmap, gaps after discards." },
+  { file: "used.qcow2", title: "A used disk", about: "Partitions, packed clusters, a snapshot, a bitmap, gaps after discards." },
   { file: "subclusters.qcow2", title: "Subclusters", about: "Extended L2 entries, zeros that keep their space, zstd." },
   { file: "damaged.qcow2", title: "A damaged image", about: "Leaks, wrong refcounts and a broken entry, to be found and repaired." },
 ];
@@ -22,9 +22,9 @@ export class Start extends View {
       <p class="lead">Where its space went, how it lies in the file, whether it is sound, and what a discard would do. Nothing is uploaded, and size does not matter: the page reads what it needs from the file where it is.</p>
       <div class="drop-zone">
         <p class="drop-title">Drop an image here</p>
-        <p class="muted">or a folder with a whole backing chain</p>
+        <p class="muted">or several, or a folder, with a whole backing chain</p>
         <div class="buttons">
-          <label class="button primary"><input type="file" class="sr" @change=${chosen} data-open="file">Choose a file…</label>
+          <label class="button primary"><input type="file" class="sr" multiple @change=${chosen} data-open="file">Choose a file…</label>
           <label class="button"><input type="file" class="sr" webkitdirectory @change=${chosen} data-open="folder">Choose a folder…</label>
         </div>
       </div>

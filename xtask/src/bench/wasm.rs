@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::run::{self, Failure};
 use crate::system::{self, Need};
-use crate::web;
+use crate::wasm;
 
 /// The word that asks for it.
 pub(super) const WORD: &str = "wasm";
@@ -13,7 +13,7 @@ pub(super) const WORD: &str = "wasm";
 /// as long.
 pub(super) fn run(folder: &Path) -> Result<(), Failure> {
     system::provide(&[Need::WasmStd, Need::Node])?;
-    web::provide()?;
+    wasm::provide()?;
     let mut node = run::command("node");
     node.arg(run::root().join("wasm/bench/bench.mjs")).arg(folder).arg(folder.join("qcowkit"));
     let outcome = run::watch(&mut node)?;

@@ -9,14 +9,14 @@ export class Palette {
   readonly fills: (CanvasPattern | string)[];
   readonly ground: string;
   readonly ink: string;
-  readonly accent: string;
+  readonly select: string;
 
   constructor(context: CanvasRenderingContext2D, element: Element, kinds: readonly Kind[], scale: number) {
     const style = getComputedStyle(element);
     const color = (name: string): string => style.getPropertyValue(name).trim() || "#888";
     this.ground = color("--map-ground");
     this.ink = color("--ink");
-    this.accent = color("--accent");
+    this.select = color("--select");
     this.fills = kinds.map((kind) => fill(context, kind.pattern, color(kind.color), this.ground, scale));
   }
 }
@@ -104,7 +104,8 @@ function paintTile(draw: CanvasRenderingContext2D, pattern: Pattern, color: stri
       draw.fillRect(4, 4, 4, 4);
       break;
     case "empty":
-      draw.globalAlpha = 0.5;
+      soft(0.16);
+      draw.globalAlpha = 0.6;
       draw.fillRect(3.5, 3.5, 1, 1);
       draw.globalAlpha = 1;
       break;

@@ -14,7 +14,7 @@ const MINIMAP = 28;
 
 /** What a map tells: the place, or the part that was chosen. */
 export type MapPlace = CustomEvent<{ offset: number }>;
-export type MapSelect = CustomEvent<{ start: number; end: number } | undefined>;
+export type MapSelect = CustomEvent<{ start: number; end: number } | null>;
 
 @customElement("qcow-map")
 export class QcowMap extends LitElement {
@@ -209,10 +209,10 @@ export class QcowMap extends LitElement {
     if (this.selection !== undefined) {
       const [from, to] = [Math.floor(this.selection.start / grid.bytes), Math.ceil(this.selection.end / grid.bytes)];
       const [first, end] = [Math.max(from, this.top * grid.columns), Math.min(to, (this.top + this.#shownRows + 1) * grid.columns, grid.cells)];
-      draw.fillStyle = palette.accent;
+      draw.fillStyle = palette.select;
       for (let cell = first; cell < end; cell += 1) {
         const [x, y] = box(cell);
-        draw.globalAlpha = 0.45;
+        draw.globalAlpha = 0.5;
         draw.fillRect(x - 0.5, y - 0.5, size, size);
         draw.globalAlpha = 1;
         draw.fillRect(x - 0.5, y + size - 2, size, 1.5);
@@ -278,7 +278,7 @@ export class QcowMap extends LitElement {
     this.#dragging = true;
     if (!event.shiftKey || this.#anchor === undefined) {
       this.#anchor = at.offset;
-      this.#choose(undefined);
+      this.#choose(null);
     } else {
       this.#extend(at.offset);
     }
@@ -341,7 +341,7 @@ export class QcowMap extends LitElement {
       this.#open();
     } else if (event.key === "Escape") {
       this.#anchor = undefined;
-      this.#choose(undefined);
+      this.#choose(null);
     } else {
       return;
     }
@@ -364,7 +364,7 @@ export class QcowMap extends LitElement {
     }
   }
 
-  #choose(detail: { start: number; end: number } | undefined): void {
+  #choose(detail: { start: number; end: number } | null): void {
     this.dispatchEvent(new CustomEvent("map-select", { detail }) satisfies MapSelect);
   }
 

@@ -85,7 +85,7 @@ export class MapPane extends View {
         label=${runs.side === "host" ? "Map of the file" : "Map of the disk"}
         @map-place=${(event: MapPlace) => this.session.goTo(runs.side, event.detail.offset)}
         @map-say=${(event: CustomEvent<string>) => this.session.say(event.detail)}
-        @map-select=${(event: MapSelect) => this.session.select(event.detail === undefined ? undefined : { side: runs.side, ...event.detail })}
+        @map-select=${(event: MapSelect) => this.session.select(event.detail === null ? undefined : { side: runs.side, ...event.detail })}
         @map-open=${(event: MapPlace) => this.#open(runs, event.detail.offset)}></qcow-map>
       ${runs.cut ? html`<p class="message">The map ends at ${hex(runs.total)}: what follows has too many runs to draw at once.</p>` : nothing}
       ${this.#legend(runs)}`;

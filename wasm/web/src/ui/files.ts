@@ -2,7 +2,6 @@
 
 import { isQcowError } from "../errors.ts";
 import { headerOf, session } from "../session.ts";
-import type { Input } from "../session.ts";
 
 /** Files of a folder that are looked at. */
 const MAX_FILES = 256;
@@ -107,15 +106,19 @@ export async function openUrl(text: string): Promise<void> {
   await session.open({ name: url.pathname.split("/").pop() || url.host, input: { url: url.href } });
 }
 
-/** An image that comes with the page. */
+/** An image that comes with the page, packed. */
 export async function openSample(name: string): Promise<void> {
   try {
-    const answer = await fetch(new URL(`samples/${name}`, document.baseURI));
+    const answer = await fetch(new URL(`samples/${name}.gz`, document.baseURI));
     if (!answer.ok) {
       throw new Error(`the server answered ${answer.status}`);
     }
-    const input: Input = { name, input: new File([await answer.blob()], name) };
-    await session.open(input);
+    const packed = await answer.blob();
+    // Some servers say that the file is packed, and the browser has unpacked it by now.
+    const head = new Uint8Array(await packed.slice(0, 2).arrayBuffer());
+    const stream = packed.stream().pipeThrough(new DecompressionStream("gzip"));
+    const image = head[0] === 0x1f && head[1] === 0x8b ? await new Response(stream).blob() : packed;
+    await session.open({ name, input: new File([image], name) });
   } catch (error) {
     session.fail(`${name} cannot be fetched`, error);
   }

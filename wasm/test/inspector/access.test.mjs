@@ -1,0 +1,127 @@
+// For everyone: the keyboard alone, and what axe finds in both themes.
+
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import test from "node:test";
+import AxeBuilder from "@axe-core/playwright";
+import { open, ready, scratch, withInspector } from "./inspector.mjs";
+
+const folder = scratch();
+const image = join(folder, "disk.qcow2");
+execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", image, "64M"]);
+execFileSync("qemu-io", ["-c", "write -P 1 0 16M", "-c", "write -P 2 32M 4M", image]);
+
+const PANES = ["map", "structure", "runs", "check", "partitions", "layout", "edit", "lab"];
+
+for (const colorScheme of ["light", "dark"]) {
+  test(`axe finds nothing, ${colorScheme}`, async () => {
+    await withInspector(async (page) => {
+      const clean = async (where) => {
+        const { violations } = await new AxeBuilder({ page }).withTags(["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]).analyze();
+        assert.deepEqual(violations.map(({ id, nodes }) => `${where}: ${id} ${nodes.map((node) => node.html.slice(0, 140)).join(" | ")}`), []);
+      };
+      await clean("start");
+      await page.click("[data-sample='damaged.qcow2']");
+      await ready(page);
+      await page.waitForSelector("qcow-map canvas");
+      for (const pane of PANES) {
+        await page.click(`#tab-${pane}`);
+        await page.waitForTimeout(250);
+        await clean(pane);
+      }
+      await page.fill("[name=size]", "64M");
+      await page.fill("[name=operations]", "300");
+      await page.getByRole("button", { name: "Run", exact: true }).click();
+      await page.waitForSelector(".lab-numbers");
+      await clean("lab with a result");
+      await page.click("#tab-edit");
+      await page.fill("[name=start]", "0");
+      await page.fill("[name=length]", "1M");
+      await page.getByRole("button", { name: "Select", exact: true }).click();
+      await page.waitForSelector(".plans");
+      await clean("edit with a plan");
+      await page.keyboard.press("Escape");
+      await page.getByRole("button", { name: "Help" }).click();
+      await clean("help");
+    }, { colorScheme });
+  });
+}
+
+test("narrow windows show everything without scrolling sideways", async () => {
+  await withInspector(async (page) => {
+    await open(page, image);
+    for (const pane of PANES) {
+      await page.click(`#tab-${pane}`);
+      await page.waitForTimeout(150);
+      const [inner, all] = await page.evaluate(() => [innerWidth, document.documentElement.scrollWidth]);
+      assert.ok(all <= inner, `${pane}: ${all} pixels in ${inner}`);
+    }
+  }, { viewport: { width: 400, height: 800 } });
+});
+
+test("from opening to saving with the keyboard alone", async () => {
+  await withInspector(async (page) => {
+    const { keyboard } = page;
+    const focused = () => page.evaluate(() => `${document.activeElement?.getAttribute("aria-label") ?? ""} ${document.activeElement?.textContent?.trim() ?? ""}`);
+    const tabTo = async (what, most = 60) => {
+      for (let step = 0; step < most; step += 1) {
+        await keyboard.press("Tab");
+        if (what.test(await focused())) {
+          return;
+        }
+      }
+      throw new Error(`no way to ${what} by Tab; at ${await focused()}`);
+    };
+    await tabTo(/A used disk/);
+    await keyboard.press("Enter");
+    await ready(page);
+    await page.waitForSelector("qcow-map canvas");
+    // The map: moving tells what is there, Shift selects.
+    await tabTo(/Map of the file/);
+    await keyboard.press("ArrowRight");
+    await keyboard.press("ArrowRight");
+    await page.waitForFunction(() => /Refcount/.test(document.querySelector("[aria-live=polite].sr")?.textContent ?? ""));
+    assert.match(await page.textContent("[aria-live=polite].sr"), /0x8000: Refcount blocks, run of 16 KiB, refcount 1, owner: refcount block/);
+    // Every fact of the map is in the table.
+    await keyboard.press("3");
+    await page.waitForSelector(".table-row.current");
+    assert.match(await page.innerText(".table-body .table-row.current"), /0x8000[\s\S]*16 KiB[\s\S]*Refcount blocks[\s\S]*1[\s\S]*refcount block/);
+    await tabTo(/Runs of the file/);
+    for (let step = 0; step < 4; step += 1) {
+      await keyboard.press("ArrowDown");
+    }
+    await keyboard.press("Enter");
+    await page.waitForSelector("qcow-map");
+    // The tree and the bytes.
+    await keyboard.press("2");
+    await tabTo(/^ .*(Header|magic|L1|Refcount|Snapshot|version)/);
+    await keyboard.press("Home");
+    await keyboard.press("ArrowRight");
+    await keyboard.press("ArrowDown");
+    await tabTo(/Bytes of the file/);
+    await keyboard.press("ArrowDown");
+    // The disk: select with Shift, discard, save.
+    await keyboard.press("1");
+    await tabTo(/Disk/);
+    await keyboard.press("Enter");
+    await tabTo(/Map of the disk/);
+    await keyboard.press("Home");
+    await keyboard.press("Shift+ArrowRight");
+    await keyboard.press("Shift+ArrowDown");
+    await tabTo(/^ Edit…/);
+    await keyboard.press("Enter");
+    await page.waitForSelector(".plans .down");
+    await tabTo(/Apply discard under unmap/);
+    await keyboard.press("Enter");
+    await page.waitForSelector(".journal li");
+    const download = page.waitForEvent("download");
+    await page.focus("#main");
+    await keyboard.press("Control+s");
+    const path = join(folder, "saved.qcow2");
+    await (await download).saveAs(path);
+    execFileSync("qemu-img", ["check", "-q", path]);
+    assert.notDeepEqual(readFileSync(path).length, 0);
+  });
+});
