@@ -1,5 +1,7 @@
 //! Files and block devices as storage.
 
+#[cfg(debug_assertions)]
+mod ordeal;
 mod sys;
 
 use std::fmt;
@@ -217,6 +219,8 @@ impl FileStorage {
     /// As [`Storage::write_at`].
     pub fn copy_from(&self, source: &Self, from: u64, to: u64, length: u64) -> Result<bool, StorageError> {
         self.admit(StorageOperation::Write, to, length)?;
+        #[cfg(debug_assertions)]
+        ordeal::call(|| drop(sys::copy_range(source.file(), from, self.file(), to, length / 2)));
         let copied = sys::copy_range(source.file(), from, self.file(), to, length);
         self.changed(StorageOperation::Write, to, copied.as_ref().map(drop).map_err(|error| error.kind().into()))?;
         copied.map_err(|error| storage_error(&error, StorageOperation::Write.verb(), Some(to)))
@@ -243,10 +247,14 @@ impl FileStorage {
             return refuse(StorageErrorKind::ReadOnly);
         }
         let limit = self.device_length.unwrap_or(MAX_OFFSET);
-        match offset.checked_add(length) {
-            Some(end) if end <= limit => Ok(end),
-            _ => refuse(StorageErrorKind::OutOfBounds),
+        let Some(end) = offset.checked_add(length).filter(|end| *end <= limit) else {
+            return refuse(StorageErrorKind::OutOfBounds);
+        };
+        #[cfg(debug_assertions)]
+        if operation != StorageOperation::Write {
+            ordeal::call(|| ());
         }
+        Ok(end)
     }
 
     /// Ends a call that changed something, or tried to.
@@ -385,6 +393,8 @@ impl ReadStorage for FileStorage {
 impl Storage for FileStorage {
     fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), StorageError> {
         self.admit(StorageOperation::Write, offset, from.len() as u64)?;
+        #[cfg(debug_assertions)]
+        ordeal::call(|| drop(sys::write_all_at(&self.file, &from[..ordeal::half(offset, from.len())], offset)));
         self.changed(StorageOperation::Write, offset, sys::write_all_at(&self.file, from, offset))
     }
 
