@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use qcowkit_core::format::HeaderArea;
 use qcowkit_core::image::SnapshotSelector;
 use qcowkit_core::operations::check;
-use qcowkit_core::operations::check::FindingKind;
+use qcowkit_core::operations::check::{FindingKind, Severity};
 use qcowkit_core::storage::{
     MemoryStorage, OverlayStorage, ReadStorage, Storage, StorageError, StorageEvent, epochs, replay,
 };
@@ -144,8 +144,15 @@ fn check_state(
     let mut report = check(storage, &header, &mut |_| ()).map_err(Fault::of(FaultKind::Opens))?;
     if session.within_snapshot_operation(at) {
         // Here a flag may be missing (law 4), which check calls a corruption. That none is wrong, the walk has seen.
-        let missing = report.findings.iter().filter(|finding| finding.kind == FindingKind::CopiedFlag);
-        report.corruptions -= missing.map(|finding| finding.count).sum::<u64>();
+        let (flags, others): (Vec<_>, Vec<_>) = report
+            .findings
+            .iter()
+            .filter(|finding| finding.severity == Severity::Corruption)
+            .partition(|finding| finding.kind == FindingKind::CopiedFlag);
+        // Of more findings than a report keeps, the rest are taken for what those are that it kept.
+        let omitted = if others.is_empty() && report.findings_omitted > 0 { report.corruptions } else { 0 };
+        let missing = flags.iter().map(|finding| finding.count).sum::<u64>().max(omitted);
+        report.corruptions -= missing;
     }
     // The check and the walk share no code: they must agree. As in QEMU, refcounts behind the end of the file are no
     // leaks, since they hold no space.

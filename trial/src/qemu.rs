@@ -134,7 +134,7 @@ fn one_step(
         }
         7..=9 => {
             let end = if offset + length == SIZE { SIZE } else { (offset + length) / cluster * cluster };
-            let from = offset.next_multiple_of(cluster);
+            let from = offset.next_multiple_of(cluster).min(SIZE);
             ("discard", format!("discard {offset} {length}"), from, end.max(from), 0)
         }
         _ => {
