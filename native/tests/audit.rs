@@ -120,3 +120,30 @@ fn the_size_that_the_caller_allows_is_the_limit() {
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("107374182400 are allowed"), "{output:?}");
 }
+
+/// The promise is a millisecond for a verdict by the header alone, however large the image says it is.
+#[test]
+fn a_verdict_by_the_header_alone_takes_less_than_a_millisecond() {
+    use qcowkit_core::image::{CreateOptions, Image};
+    use qcowkit_core::operations::audit::{AuditOptions, audit};
+    const TIMES: u32 = 500;
+    let folder = Folder::in_memory();
+    for (size, cluster_size) in [(1u64 << 20, 512), (1 << 40, 65_536), (1 << 50, 2 << 20)] {
+        let path = folder.path("image");
+        let storage = qcowkit::file::FileStorage::open(&path, qcowkit::file::FileAccess::Create).unwrap();
+        let create = CreateOptions { cluster_size, ..CreateOptions::default() };
+        Image::create(&storage, size, &create).unwrap().close().unwrap();
+        let options = AuditOptions { deep: false, ..AuditOptions::default() };
+        let start = std::time::Instant::now();
+        for _ in 0..TIMES {
+            let storage = qcowkit::file::FileStorage::open(&path, qcowkit::file::FileAccess::Read).unwrap();
+            audit(&storage, &options, &mut |_| ()).unwrap();
+        }
+        let each = start.elapsed() / TIMES;
+        println!("an audit of {size} bytes of disk, with opening the file: {} us", each.as_micros());
+        // Clusters of 2 MiB are gone through byte by byte, which unoptimised code takes its time for.
+        let most = if cfg!(debug_assertions) && cluster_size > 65_536 { 30 } else { 1 };
+        assert!(each < std::time::Duration::from_millis(most), "{each:?}");
+        std::fs::remove_file(&path).unwrap();
+    }
+}

@@ -14,7 +14,7 @@ use super::Rng;
 use super::outcome::{Fault, FaultKind, Outcome};
 use super::session::{SECTOR, Scenario, Session, open_over};
 use super::snapshot::view_of_snapshot;
-use super::walk::walk;
+use super::walk::{STALE_COPIED, walk};
 
 /// A state that a cut has left.
 pub type Cut<'a> = OverlayStorage<&'a MemoryStorage>;
@@ -139,7 +139,10 @@ fn check_state(
     continued: &mut u64,
 ) -> Result<u64, Fault> {
     let bytes = all_bytes(storage);
-    let walked = walk(&bytes).map_err(Fault::of(FaultKind::Corrupt))?;
+    let walked = walk(&bytes).map_err(|what| {
+        let stale = what.starts_with(STALE_COPIED) && what.ends_with(" and 1 references");
+        Fault::new(if stale { FaultKind::Copied } else { FaultKind::Corrupt }, what)
+    })?;
     let header = HeaderArea::parse(&bytes).map_err(Fault::of(FaultKind::Opens))?;
     let mut report = check(storage, &header, &mut |_| ()).map_err(Fault::of(FaultKind::Opens))?;
     if session.within_snapshot_operation(at) {

@@ -12,6 +12,8 @@ pub enum FaultKind {
     Unreadable,
     /// A refcount is too low, two things lie in one place, a check finds errors.
     Corrupt,
+    /// A COPIED flag where the refcount is not 1: an error to a check, harmless while there is one reference.
+    Copied,
     /// What was flushed, and not changed since, is not there.
     Lost,
     /// What was written after the last flush is neither old nor new.
@@ -32,6 +34,7 @@ impl FaultKind {
             Self::Opens => "does not open",
             Self::Unreadable => "cannot be read",
             Self::Corrupt => "corrupt",
+            Self::Copied => "COPIED flag with a refcount above 1",
             Self::Lost => "flushed data lost",
             Self::Mixed => "neither old nor new",
             Self::Changed => "another disk",

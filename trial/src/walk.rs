@@ -102,6 +102,9 @@ enum Kind {
     Packed,
 }
 
+/// How the words begin for a COPIED flag whose cluster has another refcount than 1.
+pub const STALE_COPIED: &str = "COPIED is set for cluster";
+
 /// References counted and refcounts recorded, by host cluster.
 #[derive(Debug, Default)]
 pub struct Walk {
@@ -130,7 +133,10 @@ impl Walk {
         for cluster in copied {
             let recorded = self.recorded.get(cluster).copied().unwrap_or(0);
             if recorded != 1 {
-                return Err(format!("COPIED is set for cluster {cluster:#x} with refcount {recorded}"));
+                let references = self.references.get(cluster).copied().unwrap_or(0);
+                return Err(format!(
+                    "{STALE_COPIED} {cluster:#x} with refcount {recorded} and {references} references"
+                ));
             }
         }
         Ok(())

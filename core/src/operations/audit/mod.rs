@@ -27,7 +27,7 @@ use alloc::vec::Vec;
 
 use crate::error::{Result, Structure};
 use crate::format::{Header, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS, Name, format_by_magic};
-use crate::storage::ReadStorage;
+use crate::storage::{ReadStorage, StorageExtentKind};
 
 pub use target::Target;
 
@@ -262,8 +262,8 @@ pub fn audit<S: ReadStorage + ?Sized>(
     let length = storage.len()?;
     let mut start = vec![0u8; clipped(length, 512)];
     storage.read_at(0, &mut start)?;
-    start.resize(clipped(length, bytes_wanted(&start)), 0);
-    storage.read_at(0, &mut start)?;
+    let mut start = vec![0u8; clipped(length, bytes_wanted(&start))];
+    read_data(storage, &mut start)?;
     let mut audit = audit_start(&start, Some(length), options);
     magic::judge_end(storage, length, &mut audit)?;
     if audit.format == "qcow2" {
@@ -274,6 +274,23 @@ pub fn audit<S: ReadStorage + ?Sized>(
         }
     }
     Ok(audit)
+}
+
+/// Reads the first bytes into zeros, and leaves holes alone: of a large header cluster little has been written.
+fn read_data<S: ReadStorage + ?Sized>(storage: &S, into: &mut [u8]) -> Result<()> {
+    let mut rest = into;
+    let mut at = 0u64;
+    while !rest.is_empty() {
+        let extent = storage.next_extent(at)?;
+        let length = usize::try_from(extent.length).unwrap_or(usize::MAX).clamp(1, rest.len());
+        let (part, behind) = rest.split_at_mut(length);
+        if extent.kind != StorageExtentKind::Hole {
+            storage.read_at(at, part)?;
+        }
+        at = at.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
+        rest = behind;
+    }
+    Ok(())
 }
 
 /// `wanted` bytes, or as many as a file of this length has.
