@@ -78,3 +78,27 @@ export function random(seed) {
     return state % bound;
   };
 }
+
+// What a write of the shared suite puts there: bytes that differ, beginning with `first`.
+export function fill(into, first) {
+  for (let index = 0; index < into.length; index += 1) {
+    into[index] = first + index * 7 + (index >> 9);
+  }
+}
+
+const TABLE = Uint32Array.from({ length: 256 }, (_, index) => {
+  let value = index;
+  for (let bit = 0; bit < 8; bit += 1) {
+    value = value & 1 ? (value >>> 1) ^ 0xedb88320 : value >>> 1;
+  }
+  return value;
+});
+
+// CRC-32 as zlib has it.
+export function crc32(bytes) {
+  let sum = 0xffffffff;
+  for (const byte of bytes) {
+    sum = TABLE[(sum ^ byte) & 255] ^ (sum >>> 8);
+  }
+  return (sum ^ 0xffffffff) >>> 0;
+}

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use super::render::{Unit, backup_bytes};
 use super::{LabReport, LabRun};
+use crate::image::Preallocation;
 use crate::metadata::AllocationPolicy;
 
 /// A recommendation, and the numbers behind it.
@@ -98,7 +99,15 @@ type Dimension = (&'static str, fn(&LabRun) -> String);
 
 const DIMENSIONS: [Dimension; 4] = [
     ("policy", |run| run.config.policy_name().to_string()),
-    ("preallocation", |run| format!("{:?}", run.config.preallocation).to_lowercase()),
+    ("preallocation", |run| {
+        let word = match run.config.preallocation {
+            Preallocation::Off => "off",
+            Preallocation::Metadata => "metadata",
+            Preallocation::Falloc => "falloc",
+            Preallocation::Full => "full",
+        };
+        word.to_string()
+    }),
     ("cluster size", |run| {
         let subclusters = if run.config.extended_l2 { " with subclusters" } else { "" };
         format!("{} KiB{subclusters}", run.config.cluster_size / 1024)
