@@ -94,6 +94,22 @@ pub fn trim<S: Storage>(
     ranges: &[GuestRange],
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<TrimReport> {
+    let mut go_on = |done, total| {
+        progress(done, total);
+        true
+    };
+    trim_while(image, ranges, &mut go_on)
+}
+
+/// As [`trim`], until `go_on` says no: what was discarded until then is flushed and told.
+///
+/// # Errors
+/// As [`trim`].
+pub fn trim_while<S: Storage>(
+    image: &mut Image<CountingStorage<S>>,
+    ranges: &[GuestRange],
+    go_on: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<TrimReport> {
     let mut report = TrimReport { ranges: u64::try_from(ranges.len()).unwrap_or(u64::MAX), ..TrimReport::default() };
     for range in ranges {
         report.requested_bytes = report.requested_bytes.saturating_add(range.length);
@@ -104,7 +120,9 @@ pub fn trim<S: Storage>(
     for range in ranges {
         image.discard(range.offset, range.length)?;
         done = done.saturating_add(range.length);
-        progress(done, report.requested_bytes);
+        if !go_on(done, report.requested_bytes) {
+            break;
+        }
     }
     image.flush()?;
     let counts = image.storage().counts();

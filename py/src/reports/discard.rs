@@ -4,7 +4,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use qcowkit::options::runtime;
 use qcowkit_core::image::{Image as CoreImage, OpenOptions};
-use qcowkit_core::operations::trim::{DiscardReport, GuestRange, trim};
+use qcowkit_core::operations::trim::{DiscardReport, GuestRange, trim, trim_while};
 use qcowkit_core::storage::{CountingStorage, ReadStorage, Storage};
 use qcowkit_core::{Error, Result};
 
@@ -80,7 +80,7 @@ impl Image {
             let (chain, own) = (Chain::of(image), image.options().clone());
             let options = with_policy(&own, &policy)?;
             let mut second = chain.open(options, |store| Ok(CountingStorage::new(store)))?;
-            let trimmed = trim(&mut second, &ranges, &mut |done, total| progress.note(done, total));
+            let trimmed = trim_while(&mut second, &ranges, &mut |done, total| progress.tell(done, total).is_continue());
             let closed = second.close();
             // Whatever became of it: the tables in memory are old.
             *image = chain.open(own, Ok)?;
