@@ -221,14 +221,12 @@ pub(crate) fn prospect(planned: &RepairPlan, out: &mut dyn Write) -> io::Result<
 /// qemu-img's members, which it leaves out where they are 0; in our own mode all of the report as well, under `qcowkit`.
 pub(crate) fn json(
     report: &CheckReport,
-    planned: Option<(&RepairPlan, bool)>,
+    planned: Option<(&RepairPlan, RepairState)>,
     orphans: &[OrphanedTable],
     file: &OsStr,
     personality: Personality,
 ) -> io::Result<Json> {
     let name = file.to_string_lossy();
-    let state = |dry_run| if dry_run { RepairState::Planned } else { RepairState::Done };
-    let planned = planned.map(|(plan, dry_run)| (plan, state(dry_run)));
     let summary = CheckSummary::new(&name, report, orphans, planned);
     Json::of(&if personality.is_own() { summary } else { summary.as_qemu() })
 }

@@ -6,7 +6,9 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use qcowkit_core::image::LayerFormat;
-use qcowkit_core::operations::repair::{RepairLevel, RepairOptions, RepairPlan, UndoLog, apply, find_orphans, plan};
+use qcowkit_core::operations::repair::{
+    RepairLevel, RepairOptions, RepairPlan, RepairState, UndoLog, apply, find_orphans, plan,
+};
 use qcowkit_core::operations::{CheckReport, check, read_header};
 
 use crate::cli::args::{CheckArgs, OutputFormat};
@@ -140,7 +142,13 @@ fn dry_run(args: &CheckArgs, planned: &RepairPlan, file: &OsStr, session: &mut S
     let before = planned.before.clone().unwrap_or_default();
     match args.image.output.output {
         OutputFormat::Json => {
-            let json = print::json(&before, Some((planned, true)), &planned.orphans, file, session.personality)?;
+            let json = print::json(
+                &before,
+                Some((planned, RepairState::Planned)),
+                &planned.orphans,
+                file,
+                session.personality,
+            )?;
             json.print(session.out)?;
         }
         OutputFormat::Human if args.quiet => {}
@@ -170,7 +178,8 @@ fn finish(
     }
     match args.image.output.output {
         OutputFormat::Json => {
-            let json = print::json(&after, Some((planned, false)), &planned.orphans, file, session.personality)?;
+            let json =
+                print::json(&after, Some((planned, RepairState::Done)), &planned.orphans, file, session.personality)?;
             json.print(session.out)?;
         }
         OutputFormat::Human if args.quiet => {}

@@ -1,7 +1,5 @@
 //! `measure`.
 
-use qcowkit_core::image::CreateOptions;
-use qcowkit_core::operations::measure::{Measure, Measurement};
 use qcowkit_core::{Error, ErrorKind};
 
 use crate::cli::args::{MeasureArgs, OutputFormat};
@@ -11,9 +9,8 @@ use crate::cli::json::Json;
 use crate::cli::options::OptionList;
 use crate::cli::plan::Session;
 use crate::cli::size::SizeError;
-use crate::create::NewFormat;
 use crate::disk::Disk;
-use crate::measure::{bitmaps, data_clusters};
+use crate::measure::{Measured, measured};
 use crate::open::format_by_name;
 
 /// Tells how large the file of a new image becomes.
@@ -37,41 +34,15 @@ pub(crate) fn run(args: &MeasureArgs, session: &mut Session<'_>) -> Outcome {
         Failure::new(format!("{words}\n{program}: Invalid options for file format '{name}'"))
     })?;
     let mut disk = from_file.then(|| open(args, session)).transpose()?;
-    let size = disk.as_ref().map_or(size.unwrap_or(0), Disk::virtual_size);
-    let size = size.checked_next_multiple_of(512).unwrap_or(size);
-    let failed = |error: Error| Failure::new(words(&error));
-    let new = options.new_image(size).map_err(Failure::new)?;
-    let encryption = options.encryption().map_err(Failure::new)?.map_or(0, |wanted| wanted.luks.header_bytes());
-    let (measured, bitmap_bytes) = match &new.format {
-        NewFormat::Raw(_) => (Measurement { required: size, fully_allocated: size }, None),
-        NewFormat::Qcow2(options) => {
-            let measure = Measure::new(options, size, encryption).map_err(failed)?;
-            of_qcow2(&measure, options, disk.as_mut(), args.discard_no_unref).map_err(failed)?
-        }
-    };
-    print(&measured, bitmap_bytes, args.image.output.output, session)?;
+    let measured = measured(&options, disk.as_mut(), size.unwrap_or(0), args.discard_no_unref);
+    let measured = measured.map_err(|error| Failure::new(words(&error)))?;
+    print(&measured, args.image.output.output, session)?;
     Ok(0)
 }
 
 fn open(args: &MeasureArgs, session: &Session<'_>) -> Result<Disk, Failure> {
     let source = args.image.source(session.personality, false)?;
     source.of_snapshot(args.snapshot.as_deref())?.open(session.personality)
-}
-
-fn of_qcow2(
-    measure: &Measure,
-    options: &CreateOptions,
-    disk: Option<&mut Disk>,
-    retained: bool,
-) -> Result<(Measurement, Option<u64>), Error> {
-    let Some(disk) = disk else { return Ok((measure.of(0), None)) };
-    let shapes = if options.version < 3 { None } else { bitmaps(disk)? };
-    // How much of it the new backing file has cannot be told without reading both.
-    let data = match options.backing_file {
-        Some(_) => u64::MAX,
-        None => data_clusters(disk, measure, retained)?,
-    };
-    Ok((measure.of(data), shapes.map(|shapes| measure.bitmaps(&shapes))))
 }
 
 /// An error without the name of its kind: the words say it.
@@ -94,21 +65,16 @@ fn disk_size(text: &str) -> Result<u64, Failure> {
     }
 }
 
-fn print(
-    measured: &Measurement,
-    bitmaps: Option<u64>,
-    format: OutputFormat,
-    session: &mut Session<'_>,
-) -> std::io::Result<()> {
+fn print(measured: &Measured, format: OutputFormat, session: &mut Session<'_>) -> std::io::Result<()> {
     match format {
         OutputFormat::Human => {
             writeln!(session.out, "required size: {}", measured.required)?;
             writeln!(session.out, "fully allocated size: {}", measured.fully_allocated)?;
-            bitmaps.map_or(Ok(()), |bytes| writeln!(session.out, "bitmaps size: {bytes}"))
+            measured.bitmaps.map_or(Ok(()), |bytes| writeln!(session.out, "bitmaps size: {bytes}"))
         }
         OutputFormat::Json => {
             let mut members: Vec<(String, Json)> = Vec::new();
-            members.extend(bitmaps.map(|bytes| ("bitmaps".to_owned(), bytes.into())));
+            members.extend(measured.bitmaps.map(|bytes| ("bitmaps".to_owned(), bytes.into())));
             members.push(("required".into(), measured.required.into()));
             members.push(("fully-allocated".into(), measured.fully_allocated.into()));
             Json::Object(members).print(session.out)
