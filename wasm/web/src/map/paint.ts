@@ -80,7 +80,7 @@ function paintTile(draw: CanvasRenderingContext2D, pattern: Pattern, color: stri
       draw.fillRect(5, 5, 2, 2);
       break;
     case "sparse":
-      soft(0.15);
+      soft(0.3);
       draw.fillRect(3, 3, 2, 2);
       break;
     case "diagonal":

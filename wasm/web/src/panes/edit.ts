@@ -150,7 +150,7 @@ export class EditPane extends View {
     };
     return html`<section><h2>Discard ${bytes(all)}${ranges.length > 1 ? ` in ${plural(ranges.length, "range")}` : ""}</h2>
       <p class="muted">What would become of the selected bytes under each policy. Whole clusters only, as everywhere.</p>
-      <div class="wide"><table class="data plans"><caption class="sr">Plans by policy</caption>
+      <div class="wide" tabindex="0" role="group" aria-label="Plans by policy"><table class="data plans"><caption class="sr">Plans by policy</caption>
         <thead><tr><th scope="col">Afterwards</th>${POLICIES.map((policy) => html`<th scope="col" class="numeric" title=${policy.help}>${policy.title}</th>`)}</tr></thead>
         <tbody>
           ${STATES.map((name) => html`<tr><th scope="row">${words(name)}</th>${POLICIES.map((_, index) => cell(plans?.[index], (report) => change(report, name)))}</tr>`)}

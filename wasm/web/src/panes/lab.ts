@@ -26,15 +26,15 @@ interface Metric {
 }
 
 const METRICS: readonly Metric[] = [
+  { key: "discontinuities", title: "Discontinuities", text: count },
   { key: "file_length", title: "Length of the file", text: bytes },
   { key: "host_bytes", title: "Space on the host", text: bytes },
   { key: "free_bytes", title: "Free inside the file", text: bytes },
-  { key: "discontinuities", title: "Discontinuities", text: count },
   { key: "metadata_writes", title: "Metadata writes", text: count },
 ];
 
 const POLICIES = ["ignore", "unmap", "no-unref"] as const;
-const ALLOCATORS = ["qemu", "fill_holes", "near"] as const;
+const ALLOCATORS = ["qemu", "fill-holes", "near"] as const;
 
 @customElement("pane-lab")
 export class LabPane extends View {
@@ -95,7 +95,7 @@ export class LabPane extends View {
   #policy(name: "A" | "B", chosen: string): unknown {
     return html`<fieldset class="policy-${name.toLowerCase()}"><legend>Policy ${name}</legend>
       <label><span>Discards</span> <select name="policy-${name}">${POLICIES.map((policy) => html`<option ?selected=${policy === chosen}>${policy}</option>`)}</select></label>
-      <label><span>Allocator</span> <select name="allocator-${name}">${ALLOCATORS.map((one) => html`<option value=${one}>${one.replace("_", " ")}</option>`)}</select></label>
+      <label><span>Allocator</span> <select name="allocator-${name}">${ALLOCATORS.map((one) => html`<option value=${one}>${one.replace("-", " ")}</option>`)}</select></label>
       <label><span>Clusters</span> <select name="cluster-${name}">${[16, 64, 128, 512, 2048].map((size) => html`<option value=${size * 1024} ?selected=${size === 64}>${bytes(size * 1024)}</option>`)}</select></label>
       <label class="check"><input type="checkbox" name="sub-${name}"> subclusters</label>
     </fieldset>`;

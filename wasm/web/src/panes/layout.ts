@@ -57,7 +57,7 @@ export class LayoutPane extends View {
 
   #distributions(rows: readonly (readonly [string, Distribution, string])[]): unknown {
     const heads = ["Count", "Mean", "p10", "Median", "p90", "Largest", "Half of bytes in"];
-    return html`<section><h2>Lengths</h2><div class="wide"><table class="data"><caption class="sr">Distributions of lengths</caption>
+    return html`<section><h2>Lengths</h2><div class="wide" tabindex="0" role="group" aria-label="Lengths"><table class="data"><caption class="sr">Distributions of lengths</caption>
       <thead><tr><th scope="col">Of</th>${heads.map((head) => html`<th scope="col" class="numeric">${head}</th>`)}<th scope="col">What</th></tr></thead>
       <tbody>${rows.map(([name, found, what]) => html`<tr><th scope="row">${name}</th>
         <td class="numeric">${count(found.count)}</td>
@@ -76,7 +76,7 @@ export class LayoutPane extends View {
       <svg class="histogram" viewBox="0 0 1000 120" preserveAspectRatio="none" role="img" aria-label="Free bytes by size of the gap; the table below has the numbers">
         ${histogram.map((bucket, index) => svg`<rect x=${index * wide + 2} width=${Math.max(1, wide - 4)} y=${118 - (116 * bucket.bytes) / most} height=${Math.max(2, (116 * bucket.bytes) / most)}></rect>`)}
       </svg>
-      <div class="wide"><table class="data"><caption class="sr">Gaps by size</caption>
+      <div class="wide" tabindex="0" role="group" aria-label="Gaps by size"><table class="data"><caption class="sr">Gaps by size</caption>
         <thead><tr><th scope="col">Gaps of</th>${histogram.map((bucket) => html`<th scope="col" class="numeric">${bytes(bucket.from)}+</th>`)}</tr></thead>
         <tbody><tr><th scope="row">Count</th>${histogram.map((bucket) => html`<td class="numeric">${count(bucket.count)}</td>`)}</tr>
         <tr><th scope="row">Bytes</th>${histogram.map((bucket) => html`<td class="numeric">${bytes(bucket.bytes)}</td>`)}</tr></tbody></table>

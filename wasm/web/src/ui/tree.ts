@@ -164,7 +164,18 @@ export class QcowTree extends View {
     if (found !== undefined) {
       this.current = found.id;
       await this.updateComplete;
-      this.querySelector(`#tree-${found.id}`)?.scrollIntoView({ block: "nearest" });
+      this.#show(this.querySelector<HTMLElement>(`#tree-${found.id}`));
+    }
+  }
+
+  /** Scrolls the tree, and nothing around it. */
+  #show(item: HTMLElement | null): void {
+    if (item === null) {
+      return;
+    }
+    const [frame, box] = [this.getBoundingClientRect(), item.getBoundingClientRect()];
+    if (box.top < frame.top || box.bottom > frame.bottom) {
+      this.scrollTop += box.top - frame.top - frame.height / 3;
     }
   }
 
