@@ -159,7 +159,9 @@ test("leaving with edits asks first", async () => {
     assert.deepEqual(asked, ["confirm"]);
     assert.ok(await page.isVisible(".summary"), "still there");
     await page.close({ runBeforeUnload: true });
-    await page.waitForTimeout(300);
+    for (let wait = 0; wait < 100 && asked.length < 2; wait += 1) {
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
     assert.deepEqual(asked, ["confirm", "beforeunload"]);
   });
 });

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { closeSync, copyFileSync, openSync, readFileSync, statSync, writeFileSync, writeSync } from "node:fs";
+import { copyFileSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import test from "node:test";
 import { open, ready, scratch, withInspector } from "./inspector.mjs";
@@ -26,12 +26,22 @@ const GROUPS = {
 // Bytes of the worker's objects and buffers, the module's memory among them, as the browser's debugger tells.
 async function workerMemory(page) {
   const session = await page.context().newCDPSession(page);
-  const attached = new Promise((resolve) => session.once("Target.attachedToTarget", resolve));
+  const attached = new Promise((resolve) => session.on("Target.attachedToTarget", ({ sessionId, targetInfo }) => {
+    if (targetInfo.type === "worker") {
+      resolve(sessionId);
+    }
+  }));
   await session.send("Target.setAutoAttach", { autoAttach: true, waitForDebuggerOnStart: false, flatten: false });
-  const { sessionId } = await attached;
-  const answer = new Promise((resolve) => session.on("Target.receivedMessageFromTarget", ({ message }) => resolve(JSON.parse(message))));
+  const sessionId = await attached;
+  const answer = new Promise((resolve) => session.on("Target.receivedMessageFromTarget", (event) => {
+    const message = JSON.parse(event.message);
+    if (event.sessionId === sessionId && message.id === 1) {
+      resolve(message);
+    }
+  }));
   await session.send("Target.sendMessageToTarget", { sessionId, message: JSON.stringify({ id: 1, method: "Runtime.getHeapUsage" }) });
-  const { result } = await answer;
+  const { result, error } = await answer;
+  assert.equal(error, undefined);
   assert.ok(result.usedSize > 0, "the worker tells its heap");
   return result.usedSize + (result.backingStorageSize ?? 0);
 }
@@ -204,13 +214,11 @@ test("what is no image, and what is broken, gets a message and never a blank pag
   changed("incompatible.qcow2", (all) => all.writeBigUInt64BE(1n << 40n, 72));
   changed("l2-everywhere.qcow2", (all) => all.fill(0x77, Number(all.readBigUInt64BE(40)), Number(all.readBigUInt64BE(40)) + 8));
   changed("snapshots-lie.qcow2", (all) => all.writeUInt32BE(60_000, 60));
-  for (const [name, content] of Object.entries(files)) {
-    const file = openSync(join(folder, name), "w");
-    writeSync(file, content);
-    closeSync(file);
-    await withInspector(async (page) => {
+  await withInspector(async (page) => {
+    for (const [name, content] of Object.entries(files)) {
+      writeFileSync(join(folder, name), content);
       await page.setInputFiles("[data-open=file]", join(folder, name));
-      await page.waitForSelector(".failed, .summary .badge.bad, .message.error, .summary .badge.fair", { timeout: 15_000 });
+      await page.waitForSelector(".failed, .summary .badge.bad, .message.error, .summary .badge.fair");
       const text = await page.innerText("main");
       assert.ok(text.trim().length > 40, `${name}: ${text}`);
       if (await page.isVisible(".tabs")) {
@@ -219,7 +227,8 @@ test("what is no image, and what is broken, gets a message and never a blank pag
           assert.ok((await page.innerText("#pane")).trim().length > 0, `${name}: ${pane}`);
         }
       }
-    });
-  }
-  writeFileSync(join(folder, "done"), "");
+      await page.getByRole("button", { name: /^Open (another|something else)/ }).click();
+      await page.waitForSelector("qcow-start");
+    }
+  });
 });

@@ -11,6 +11,8 @@ import { structureAt } from "./structures.ts";
 
 const WIDTH = 16;
 const LINE = 20;
+/** Above and below the lines together. */
+const PADDING = 12;
 
 /** What the pane shows: bytes from `start` on, and the fields in them. */
 interface Window {
@@ -29,7 +31,7 @@ export class QcowHex extends View {
   @state() private wrong = "";
   #asked = "";
   readonly #sizes = new ResizeObserver(() => {
-    this.lines = Math.max(8, Math.floor((this.querySelector(".hex-lines")?.clientHeight ?? 480) / LINE));
+    this.lines = Math.max(8, Math.floor(((this.querySelector(".hex-lines")?.clientHeight ?? 480) - PADDING) / LINE));
   });
 
   protected override firstUpdated(): void {
