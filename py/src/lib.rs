@@ -43,7 +43,8 @@ mod table;
 
 use pyo3::prelude::*;
 
-#[pymodule]
+// Free-threaded interpreters keep their GIL off: all state is behind locks.
+#[pymodule(gil_used = false)]
 mod _qcowkit {
     use pyo3::prelude::*;
     use qcowkit_core::ErrorKind;

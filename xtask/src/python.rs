@@ -1,4 +1,5 @@
-//! The Python half: a virtual environment under `target/`, the extension module in it, lints and tests.
+//! The Python half: a virtual environment with tools under `target/`, and one with nothing but the wheel, where it is
+//! tested as people have it: built from the source distribution, installed by pip.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +16,7 @@ const SOURCES: [&str; 6] = ["Cargo.toml", "Cargo.lock", "pyproject.toml", "core"
 /// Builds the module into the environment, then lints, type checks and tests.
 pub(crate) fn test(report: &mut Report) -> Result<(), Failure> {
     let venv = environment()?;
-    build(&venv)?;
+    let installed = install(&venv)?;
     // The tests compare with what the command line prints.
     run::call(run::cargo("").args(["build", "-q", "-p", "qcowkit"]))?;
     report.check("python: ruff", tool(&venv, "ruff").args(["check", "py", "examples"]));
@@ -23,10 +24,10 @@ pub(crate) fn test(report: &mut Report) -> Result<(), Failure> {
     report.check("python: mypy", tool(&venv, "mypy").args(["py/python", "py/tests", "examples"]));
     let stubs = ["-m", "mypy.stubtest", "qcowkit", "--concise", "--mypy-config-file", "pyproject.toml"];
     let allowed = ["--allowlist", "py/stubtest-allowlist.txt", "--ignore-unused-allowlist"];
-    report.check("python: stubs", tool(&venv, "python").args(stubs).args(allowed));
+    report.check("python: stubs", tool(&installed, "python").args(stubs).args(allowed));
     report.runner(
         "python: tests",
-        tool(&venv, "python").args(["-m", "pytest", "py/tests"]).env("QCOWKIT_PROGRAM", run::program()),
+        tool(&installed, "python").args(["-m", "pytest", "py/tests"]).env("QCOWKIT_PROGRAM", run::program()),
         tally::pytest,
     )
 }
@@ -52,18 +53,75 @@ fn environment() -> Result<PathBuf, Failure> {
     Ok(venv)
 }
 
-/// The extension module and the facade, importable in the environment.
-fn build(venv: &Path) -> Result<(), Failure> {
+/// An environment that is empty but for the wheel, which is built from the source distribution. The tools of the other
+/// environment are added afterwards, by a line that says where they are.
+fn install(venv: &Path) -> Result<PathBuf, Failure> {
     let version = run::ask(run::command(run::rustc()).arg("--version")).unwrap_or_default();
-    let module = run::root().join("py/python/qcowkit/_qcowkit.abi3.so");
-    Stamp::new("python-module", &SOURCES, &[&version, &venv.to_string_lossy()], module)?.step(|| {
+    let installed = run::root().join("target").join("venv-wheel");
+    let python = program(&installed, "python");
+    Stamp::new("python-wheel", &SOURCES, &[&version, &venv.to_string_lossy()], python)?.step(|| {
+        let wheel = wheel(venv)?;
+        run::call(tool(venv, "python").args(["-m", "venv", "--clear"]).arg(&installed))?;
         run::call(
-            tool(venv, "maturin")
-                .args(["develop", "--quiet"])
-                .env("VIRTUAL_ENV", venv)
-                .env("CARGO_TARGET_DIR", run::root().join("target").join("python")),
-        )
-    })
+            tool(&installed, "python")
+                .args(["-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-index"])
+                .arg(&wheel),
+        )?;
+        // Alone: nothing else is needed to use it.
+        let alone = "import qcowkit; assert qcowkit.probe(bytes(512))['format'] == 'raw'";
+        run::call(tool(&installed, "python").args(["-I", "-c", alone]))?;
+        let packages = |venv: &Path| {
+            let ask = "import sysconfig; print(sysconfig.get_path('purelib'))";
+            run::ask(tool(venv, "python").args(["-c", ask])).map(|path| path.trim().to_owned())
+        };
+        let missing = || Failure::new("where an environment has its packages cannot be told");
+        let (tools, here) = (packages(venv).ok_or_else(missing)?, packages(&installed).ok_or_else(missing)?);
+        std::fs::write(Path::new(&here).join("tools.pth"), format!("{tools}\n"))?;
+        Ok(())
+    })?;
+    Ok(installed)
+}
+
+/// The wheel, built from the source distribution, so that what that lacks is found missing.
+fn wheel(venv: &Path) -> Result<PathBuf, Failure> {
+    let dist = run::target("dist")?;
+    let (source, wheels) = (dist.join("source"), dist.join("wheels"));
+    for old in [&source, &wheels] {
+        let _ = std::fs::remove_dir_all(old);
+        std::fs::create_dir_all(old)?;
+    }
+    run::call(tool(venv, "maturin").args(["sdist", "--out"]).arg(&dist))?;
+    let archive = only(&dist, ".tar.gz")?;
+    // The files get the time of now, not that in the archive: cargo goes by that.
+    let unpack = "import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter=\
+                  lambda file, path: file.replace(mtime=__import__('time').time()))";
+    run::call(tool(venv, "python").args(["-c", unpack]).arg(&archive).arg(&source))?;
+    let root = only(&source, "")?;
+    run::call(
+        tool(venv, "maturin")
+            .current_dir(root)
+            .args(["build", "--quiet", "--profile", "dev", "--out"])
+            .arg(&wheels)
+            .env("VIRTUAL_ENV", venv)
+            .env("CARGO_TARGET_DIR", run::root().join("target").join("python")),
+    )?;
+    std::fs::remove_file(archive)?;
+    only(&wheels, ".whl")
+}
+
+/// The only entry of a folder whose name ends so.
+fn only(folder: &Path, end: &str) -> Result<PathBuf, Failure> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.to_string_lossy().ends_with(end) {
+            found.push(path);
+        }
+    }
+    match &found[..] {
+        [one] => Ok(one.clone()),
+        _ => Err(Failure::new(format!("{}: {} entries that end in '{end}'", folder.display(), found.len()))),
+    }
 }
 
 fn tool(venv: &Path, name: &str) -> Command {
