@@ -6,6 +6,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -49,6 +50,16 @@ def test_an_example_is_true(
     assert failed == 0
     for path in tmp_path.glob("*.qcow2"):
         qemu_img("check", str(path))
+
+
+def test_the_readme_is_true(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+    assert capsys.readouterr().out == "b'only in memory' 10737418240\nb'hello'\n"
 
 
 def public(holder: object) -> Iterator[tuple[str, object]]:

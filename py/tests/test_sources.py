@@ -293,8 +293,10 @@ def test_a_snapshot_is_opened_by_itself(hello: Path) -> None:
             assert image.read(HELLO, 5) == b"hello"
             with pytest.raises(ReadOnlyError):
                 image.write(0, b"x")
-    with pytest.raises(InvalidArgumentError):
+    with pytest.raises(InvalidArgumentError, match="only read"):
         qcowkit.open(hello, "r+", snapshot="before")
+    with pytest.raises(InvalidArgumentError, match="only read"):
+        qcowkit.open(hello, "scratch", snapshot="before")
 
 
 CLOSED: list[Callable[[qcowkit.Image], object]] = [

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::run::{self, Failure};
 use crate::stamp::Stamp;
-use crate::system;
+use crate::system::{self, Need};
 use crate::tally;
 use crate::test::Report;
 
@@ -51,6 +51,35 @@ fn environment() -> Result<PathBuf, Failure> {
         run::call(pip().args(["--group", "test"]))
     })?;
     Ok(venv)
+}
+
+/// `cargo xtask bench python`: an optimised wheel beside the other libraries for qcow2 in Python. Writes the page that
+/// docs has of it.
+pub(crate) fn bench() -> Result<(), Failure> {
+    run::heading("set-up");
+    system::provide(&[Need::Qemu, Need::Venv])?;
+    let venv = environment()?;
+    let wheels = run::target("dist")?.join("release");
+    let _ = std::fs::remove_dir_all(&wheels);
+    run::call(
+        tool(&venv, "maturin")
+            .args(["build", "--quiet", "--release", "--out"])
+            .arg(&wheels)
+            .env("VIRTUAL_ENV", &venv)
+            .env("CARGO_TARGET_DIR", run::root().join("target").join("python")),
+    )?;
+    let beside = run::root().join("target").join("venv-bench");
+    run::call(tool(&venv, "python").args(["-m", "venv", "--clear"]).arg(&beside))?;
+    let pip = || {
+        let mut pip = tool(&beside, "python");
+        pip.args(["-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", "py/constraints.txt"]);
+        pip
+    };
+    run::call(pip().args(["--upgrade", "pip"]))?;
+    run::call(pip().args(["--group", "bench"]))?;
+    run::call(pip().arg(only(&wheels, ".whl")?))?;
+    run::heading("python");
+    run::call(tool(&beside, "python").args(["py/bench/beside.py", "--write", "docs/benchmarks-python.md"]))
 }
 
 /// An environment that is empty but for the wheel, which is built from the source distribution. The tools of the other

@@ -62,7 +62,7 @@ impl Image {
         let refused = |why: Error| error::raised(py, &why, None);
         let mode = Mode::parse(mode).map_err(refused)?;
         let opening = Opening::new(mode, backing, key, lock, &options)?.map_err(refused)?;
-        if mode == Mode::Write && snapshot.is_some() {
+        if mode != Mode::Read && snapshot.is_some() {
             return Err(refused(Error::invalid("a snapshot is only read: mode 'r'")));
         }
         let source = Source::new(source, mode == Mode::Write)?;

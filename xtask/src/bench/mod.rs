@@ -43,6 +43,9 @@ struct Measured {
 
 /// The verb: all cases, or those whose names hold one of the given words. Only a full run is written down.
 pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
+    if arguments.iter().map(String::as_str).eq(["python"]) {
+        return crate::python::bench();
+    }
     let chosen: Vec<&'static Case> = CASES
         .iter()
         .filter(|case| arguments.is_empty() || arguments.iter().any(|word| case.name.contains(word.as_str())))

@@ -1,0 +1,233 @@
+"""qcowkit beside pyqcow (libqcow) and dissect.hypervisor, in one run on one machine.
+
+`cargo xtask bench python` runs it on an optimised wheel; with `--write FILE` it writes the page that docs has of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyqcow
+from dissect.hypervisor.disk.c_qcow2 import QCow2SubclusterType
+from dissect.hypervisor.disk.qcow2 import QCow2
+
+import qcowkit
+
+MIB = 1 << 20
+ROUNDS = 5
+DATA = 256 * MIB
+TEXT = 64 * MIB
+#: Tables of 16 GiB: a quarter of a million clusters, every second one of them allocated, in no order.
+SCATTERED = 16 << 30
+
+Job = Callable[[], Any]
+
+
+@dataclass
+class Case:
+    """The same job for each library that can do it. Each gives something that must be equal for all."""
+
+    name: str
+    wanted: float
+    jobs: dict[str, Job]
+
+
+@dataclass
+class Outcome:
+    """Seconds of each library."""
+
+    case: Case
+    seconds: dict[str, float]
+
+    def ratio(self, library: str) -> float:
+        """How many times as long it takes as qcowkit."""
+        return self.seconds[library] / self.seconds["qcowkit"]
+
+
+def main() -> int:
+    """Measures all, prints it, and says whether everything is as fast as promised."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--write", type=Path, help="the page to write")
+    wanted = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        outcomes = [measure(case) for case in cases(make(Path(name)))]
+    page = "\n".join(report(outcomes))
+    print(page)
+    if wanted.write:
+        wanted.write.write_text(page + "\n")
+    slow = [
+        (outcome.case.name, library)
+        for outcome in outcomes
+        for library in outcome.seconds
+        if library != "qcowkit" and outcome.ratio(library) < outcome.case.wanted
+    ]
+    for name, library in slow:
+        print(f"slower than promised: {name}, beside {library}", file=sys.stderr)
+    return 1 if slow else 0
+
+
+def make(folder: Path) -> dict[str, Path]:
+    """The images."""
+    chance = random.Random(1)
+    plain, packed, scattered = folder / "plain.qcow2", folder / "packed.qcow2", folder / "scattered.qcow2"
+    with qcowkit.create(plain, DATA) as image:
+        for offset in range(0, DATA, 8 * MIB):
+            image.write(offset, chance.randbytes(8 * MIB))
+    words = [chance.randbytes(6).hex() for _ in range(2000)]
+    text = folder / "text.qcow2"
+    with qcowkit.create(text, TEXT) as image:
+        for offset in range(0, TEXT, MIB):
+            image.write(offset, " ".join(chance.choices(words, k=MIB // 12)).encode()[:MIB].ljust(MIB))
+    qcowkit.convert(text, packed, compress=True)
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", str(scattered), str(SCATTERED)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    # Without barriers, and a byte for each cluster: only the tables are looked at.
+    clusters = list(range(0, SCATTERED // 65536, 2))
+    chance.shuffle(clusters)
+    with qcowkit.open(scattered, "scratch") as image:
+        for cluster in clusters:
+            image.write(cluster * 65536, b"x")
+        image.save_as(scattered, overwrite=True)
+    return {"plain": plain, "packed": packed, "scattered": scattered}
+
+
+def cases(images: dict[str, Path]) -> list[Case]:
+    """What is measured."""
+    plain, packed, scattered = images["plain"], images["packed"], images["scattered"]
+    return [
+        Case("sequential reads of 1 MiB", 3, readers(plain, DATA, MIB)),
+        Case("sequential reads of 64 KiB", 3, readers(plain, DATA, 65536)),
+        Case("compressed clusters, reads of 1 MiB", 3, readers(packed, TEXT, MIB)),
+        Case("compressed clusters, reads of 64 KiB", 3, readers(packed, TEXT, 65536)),
+        Case(
+            "map: all runs of the disk",
+            10,
+            {"qcowkit": lambda: our_map(scattered), "dissect": lambda: dissect_map(scattered)},
+        ),
+        Case(
+            "tables: the entry of each cluster",
+            10,
+            {"qcowkit": lambda: our_entries(scattered), "dissect": lambda: dissect_entries(scattered)},
+        ),
+    ]
+
+
+def readers(path: Path, size: int, piece: int) -> dict[str, Job]:
+    """The whole disk, in pieces; gives a sample of it."""
+
+    def ours() -> bytes:
+        with qcowkit.open(path) as image:
+            return sample(image.read(offset, piece) for offset in range(0, size, piece))
+
+    def libqcow() -> bytes:
+        file = pyqcow.file()
+        file.open(str(path))
+        taken = sample(file.read_buffer_at_offset(piece, offset) for offset in range(0, size, piece))
+        file.close()
+        return taken
+
+    def dissect() -> bytes:
+        stream = QCow2(path).open()
+        return sample(stream.read(piece) for _ in range(0, size, piece))
+
+    return {"qcowkit": ours, "pyqcow": libqcow, "dissect": dissect}
+
+
+def sample(pieces: Any) -> bytes:
+    return bytes(piece[len(piece) // 3] for piece in pieces)
+
+
+def our_map(path: Path) -> int:
+    with qcowkit.open(path) as image:
+        table = image.map()
+        return sum(
+            length
+            for length, kind in zip(table["length"].to_list(), table["kind"].to_list(), strict=True)
+            if kind == "data"
+        )
+
+
+def dissect_map(path: Path) -> int:
+    disk = QCow2(path)
+    runs = disk.open()._yield_runs(0, disk.size)
+    return sum(count for kind, _, _, count in runs if kind == QCow2SubclusterType.QCOW2_SUBCLUSTER_NORMAL)
+
+
+def our_entries(path: Path) -> int:
+    with qcowkit.open(path) as image:
+        places = image.map(merge=False)["host_offset"].to_list()
+        return sum(1 for place in places if place is not None)
+
+
+def dissect_entries(path: Path) -> int:
+    disk = QCow2(path)
+    count = 0
+    for offset in disk.l1_table:
+        table = disk.l2_table(offset & 0x00FFFFFFFFFFFE00)
+        for index in range(disk.l2_size):
+            count += table.entry(index) != 0
+    return count
+
+
+def measure(case: Case) -> Outcome:
+    """Libraries take turns, so that a busy moment of the machine hits all; the median of each counts."""
+    seconds: dict[str, list[float]] = {library: [] for library in case.jobs}
+    given = {}
+    for _ in range(ROUNDS):
+        for library, job in case.jobs.items():
+            gc.collect()
+            begun = time.perf_counter()
+            given[library] = job()
+            seconds[library].append(time.perf_counter() - begun)
+    if len(set(given.values())) != 1:
+        raise AssertionError(f"{case.name}: the libraries do not see the same")
+    return Outcome(case, {library: sorted(times)[len(times) // 2] for library, times in seconds.items()})
+
+
+def report(outcomes: list[Outcome]) -> list[str]:
+    """The page."""
+    lines = [
+        "# Benchmarks: Python",
+        "",
+        f"qcowkit {qcowkit.__version__} beside libqcow-python {version('libqcow-python')} (pyqcow) and "
+        f"dissect.hypervisor {version('dissect.hypervisor')}, Python {platform.python_version()}, in one run "
+        f"on one machine (`cargo xtask bench python`). Medians of {ROUNDS} rounds in which the libraries take turns; the "
+        "files are in the page cache. Opening is part of each job.",
+        "",
+        "| job | qcowkit | pyqcow | dissect | promised |",
+        "|---|---|---|---|---|",
+    ]
+    for outcome in outcomes:
+        cells = [f"{outcome.seconds['qcowkit'] * 1000:.1f} ms"]
+        for library in ("pyqcow", "dissect"):
+            if library in outcome.seconds:
+                cells.append(f"{outcome.seconds[library] * 1000:.1f} ms, **{outcome.ratio(library):.1f}x**")
+            else:
+                cells.append("cannot")
+        lines.append(f"| {outcome.case.name} | {' | '.join(cells)} | {outcome.case.wanted:g}x |")
+    lines += [
+        "",
+        f"Sequential reads: {DATA // MIB} MiB of noise. Compressed: {TEXT // MIB} MiB of words, zlib, 64 KiB clusters. "
+        f"Map and tables: a disk of {SCATTERED >> 30} GiB of which every second cluster of 64 KiB is allocated, in no "
+        "order, so that no two entries make one run.",
+    ]
+    return lines
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
