@@ -91,11 +91,8 @@ def make(folder: Path) -> dict[str, Path]:
         for offset in range(0, TEXT, MIB):
             image.write(offset, " ".join(chance.choices(words, k=MIB // 12)).encode()[:MIB].ljust(MIB))
     qcowkit.convert(text, packed, compress=True)
-    subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", str(scattered), str(SCATTERED)],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", str(scattered), str(SCATTERED)]
+    subprocess.run(command, check=True)
     # Without barriers, and a byte for each cluster: only the tables are looked at.
     clusters = list(range(0, SCATTERED // 65536, 2))
     chance.shuffle(clusters)
@@ -206,8 +203,8 @@ def report(outcomes: list[Outcome]) -> list[str]:
         "",
         f"qcowkit {qcowkit.__version__} beside libqcow-python {version('libqcow-python')} (pyqcow) and "
         f"dissect.hypervisor {version('dissect.hypervisor')}, Python {platform.python_version()}, in one run "
-        f"on one machine (`cargo xtask bench python`). Medians of {ROUNDS} rounds in which the libraries take turns; the "
-        "files are in the page cache. Opening is part of each job.",
+        f"on one machine (`cargo xtask bench python`). Medians of {ROUNDS} rounds in which the libraries take turns; "
+        "the files are in the page cache. Opening is part of each job.",
         "",
         "| job | qcowkit | pyqcow | dissect | promised |",
         "|---|---|---|---|---|",
