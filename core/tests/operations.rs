@@ -92,8 +92,8 @@ fn carry_out(image: &mut Image<MemoryStorage>, operation: &Value) {
 fn sum_of(image: &mut Image<MemoryStorage>) -> u64 {
     let mut disk = vec![0; usize::try_from(image.virtual_size()).unwrap()];
     image.read_at(0, &mut disk).unwrap();
-    let sum = disk.iter().fold(u32::MAX, |sum, &byte| {
-        (0..8).fold(sum ^ u32::from(byte), |sum, _| if sum & 1 == 1 { (sum >> 1) ^ 0xedb8_8320 } else { sum >> 1 })
-    });
+    let bits = |value: u32| (0..8).fold(value, |sum, _| if sum & 1 == 1 { (sum >> 1) ^ 0xedb8_8320 } else { sum >> 1 });
+    let table: Vec<u32> = (0..256).map(bits).collect();
+    let sum = disk.iter().fold(u32::MAX, |sum, &byte| table[(sum as u8 ^ byte) as usize] ^ (sum >> 8));
     u64::from(!sum)
 }

@@ -166,7 +166,7 @@ impl State {
                 None => error.at_index(self.done as u64),
                 Some(_) => error,
             })?;
-            if self.done % self.every == 0 && self.done < trace.operations.len() {
+            if self.done.is_multiple_of(self.every) && self.done < trace.operations.len() {
                 self.replay.sample()?;
             }
         }

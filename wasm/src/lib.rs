@@ -25,6 +25,12 @@ pub fn version() -> String {
     env!("CARGO_PKG_VERSION").to_owned()
 }
 
+/// The limits of the module.
+#[wasm_bindgen]
+pub fn limits() -> String {
+    limits::text()
+}
+
 /// Every `code` that an error can have.
 #[wasm_bindgen(js_name = errorCodes)]
 pub fn error_codes() -> Vec<String> {

@@ -3,7 +3,6 @@
 use qcowkit_core::operations::lab::MAX_TRACE_OPERATIONS;
 use qcowkit_core::{Error, ErrorKind};
 use serde::Serialize;
-use wasm_bindgen::prelude::*;
 
 use crate::json::{self, MAX_EXACT};
 use crate::source::READ_AHEAD_BYTES;
@@ -26,8 +25,7 @@ struct Limits {
 }
 
 /// The limits, for the TypeScript layer.
-#[wasm_bindgen]
-pub fn limits() -> String {
+pub(crate) fn text() -> String {
     json::text(&Limits {
         max_offset: MAX_EXACT - 1,
         max_read_bytes: MAX_READ_BYTES,
