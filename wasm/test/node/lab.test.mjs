@@ -54,7 +54,9 @@ test("replays are those of the command line", (t) => {
   writeFileSync(join(cwd, "small.csv"), smallText);
   const onImage = qcowkit(cwd, "replay --image=disk.qcow2 --policy=unmap small.csv --output=json");
   const image = Image.open(bytesOf(cwd, "disk.qcow2"));
-  assert.deepEqual(replay(small, image, { configs: [{}], name: "small.csv" }), onImage);
+  // Which bytes of the image are holes, only a file system can tell.
+  const withoutHost = (report) => JSON.parse(JSON.stringify(report, (key, found) => (key === "host_bytes" ? 0 : found)));
+  assert.deepEqual(withoutHost(replay(small, image, { configs: [{}], name: "small.csv" })), withoutHost(onImage));
   assert.throws(() => replay(trace, image), { code: "invalid_argument", message: /beyond the disk/ });
   assert.throws(() => replay(trace, { size: GIB }, { configs: [{ policy: { pass: { requests: true } } }] }), { message: /requests/ });
 });
