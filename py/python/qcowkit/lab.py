@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
 from qcowkit import _html, _qcowkit
 from qcowkit._check import unsigned
 from qcowkit._progress import ProgressLike, progress_function
+from qcowkit._space import GapBucket
 from qcowkit.errors import InvalidArgumentError
 from qcowkit.policy import DiscardPolicy, PolicyLike
-from qcowkit.reports import GapBucket, Report
+from qcowkit.reports import Report
 from qcowkit.table import ArrowTable, Table
 
 if TYPE_CHECKING:

@@ -17,11 +17,33 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from qcowkit import _html, _qcowkit
+from qcowkit._audit import Audit, AuditFinding, Measurement, NamedFile
 from qcowkit._build import build
+from qcowkit._report import Report, optional, plain
+from qcowkit._space import (
+    Analysis,
+    Compacted,
+    CompressedOrder,
+    DataRuns,
+    Distribution,
+    FreeGaps,
+    Gain,
+    Gap,
+    GuestOrder,
+    HostLayout,
+    Layout,
+    Ledger,
+    LedgerLine,
+    Overlap,
+    Reclaim,
+    SpaceBytes,
+    TooSmall,
+    WorstCase,
+)
 from qcowkit.table import Table
 
 if TYPE_CHECKING:
@@ -67,51 +89,6 @@ __all__ = [
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
-    """What all reports can do."""
-
-    _data: Mapping[str, Any] = dataclasses.field(repr=False, compare=False, default_factory=dict)
-
-    @classmethod
-    def _of(cls, data: Mapping[str, Any], **more: Any) -> Self:
-        report = build(cls, data)
-        return dataclasses.replace(report, _data=data, **more)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as the command line prints it in JSON: a copy, yours to change.
-
-        >>> with qcowkit.open("disk.qcow2") as image:
-        ...     image.check().to_dict()["check-errors"]
-        0
-        """
-        return copy.deepcopy(dict(self._data))
-
-    def __getitem__(self, member: str) -> Any:
-        """A member of the JSON by its name."""
-        return self._data[member]
-
-    def __contains__(self, member: object) -> bool:
-        return member in self._data
-
-    def _repr_html_(self) -> str:
-        return _html.page(type(self).__name__, _html.facts(_plain(self._data)))
-
-
-def _plain(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The members that fit in a line, those of members of members too."""
-    for name, value in data.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{name} {inner}", item) for inner, item in _plain(value))
-        elif not isinstance(value, list):
-            yield name, value
-
-
-def _optional(key: str) -> Any:
-    """A member that is left out where it is 0."""
-    return dataclasses.field(default=0, metadata={"key": key})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageInfo(Report):
     """What an image says of itself: `qcowkit info`, with the members of `qemu-img info`.
 
@@ -153,379 +130,12 @@ class ImageInfo(Report):
 
     def _repr_html_(self) -> str:
         shown = {name: value for name, value in self._data.items() if name not in ("children", "format-specific")}
-        rows = [*_plain(shown), *_plain(self.specific)]
+        rows = [*plain(shown), *plain(self.specific)]
         snapshots = [{**row, "size": row.get("vm-state-size")} for row in self.snapshots]
         body = _html.facts(rows)
         if snapshots:
             body += "<div>Snapshots</div>" + _html.columns(snapshots, ["id", "name", "size"])
         return _html.page(self.filename or "an image", body)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SpaceBytes:
-    """Bytes of a file, and what the host does with them; `bytes = held + holes + unknown`."""
-
-    #: All of them.
-    bytes: int
-    #: Those for which the host has allocated space.
-    held: int
-    #: Those that are holes.
-    holes: int
-    #: Those of which the host cannot tell.
-    unknown: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LedgerLine(SpaceBytes):
-    """One class of the space ledger."""
-
-    #: The class: "header", "l1_table", ..., "live_data", ..., "beyond_last_used" (docs/analyze.md).
-    kind: str = dataclasses.field(metadata={"key": "class"})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Overlap:
-    """Two structures that claim the same clusters: a corruption."""
-
-    #: First byte in the file.
-    host_offset: int
-    #: Bytes.
-    length: int
-    #: Who claims them, in the order of precedence.
-    claimed_by: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Ledger:
-    """Every byte of a file in exactly one class.
-
-    >>> with qcowkit.open("disk.qcow2") as image:
-    ...     ledger = image.analyze().ledger
-    >>> sum(line.bytes for line in ledger.classes) == ledger.file_length
-    True
-    """
-
-    #: Length of the file: the sum over all classes.
-    file_length: int
-    #: Every class, in order, those without bytes too.
-    classes: tuple[LedgerLine, ...]
-    #: The sum of all classes.
-    total: SpaceBytes
-    #: Bytes of the host's allocation that belong to no byte of the file, where it tells.
-    held_outside_file: int | None
-    #: Bytes claimed by structures that contradict each other.
-    overlapping_bytes: int
-    #: The first 100 such places.
-    overlaps: tuple[Overlap, ...]
-    #: Bytes that something refers to although their refcount is zero: a corruption.
-    referenced_but_free_bytes: int
-    #: References to clusters beyond the end of the file.
-    references_beyond_end: int
-    #: The dirty bit is set, or refcounts cannot be read: "leaked" and "free" may be wrong.
-    refcounts_may_be_wrong: bool
-    #: Tables could not be read: what only they refer to counts as leaked or free.
-    references_missing: bool
-
-    def __getitem__(self, kind: str) -> LedgerLine:
-        """The line of a class.
-
-        Raises:
-            KeyError: there is no such class.
-        """
-        for line in self.classes:
-            if line.kind == kind:
-                return line
-        raise KeyError(kind)
-
-    def table(self) -> Table:
-        """The classes as a table: `kind`, `bytes`, `held`, `holes`, `unknown`."""
-        rows = [{"kind": line.kind, **{name: getattr(line, name) for name in _SPACE}} for line in self.classes]
-        return Table.from_rows(rows, {"kind": "dictionary", **dict.fromkeys(_SPACE, "uint64")})
-
-    def _repr_html_(self) -> str:
-        lines = [line for line in self.classes if line.bytes]
-        rows = [
-            {"class": line.kind.replace("_", " "), **{name: getattr(line, name) for name in _SPACE}} for line in lines
-        ]
-        body = _html.bar([(line.kind, line.bytes) for line in lines]) + _html.columns(rows, ["class", *_SPACE])
-        return _html.page(f"{_html.size(self.file_length)} of file", body)
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """The classes as bars, what the host holds apart from holes. Needs `qcowkit[plot]`."""
-        from qcowkit import plots
-
-        return plots.ledger(self, ax)
-
-
-_SPACE = ("bytes", "held", "holes", "unknown")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Gain:
-    """What giving something back would return, in bytes."""
-
-    #: What the host gets back.
-    host_bytes: int
-    #: Further bytes of which it cannot tell whether it holds them.
-    host_bytes_unknown: int
-    #: By how much the file gets shorter.
-    file_bytes: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Compacted(Gain):
-    """What rewriting the image would return."""
-
-    #: The length of the rewritten file.
-    file_length: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Reclaim:
-    """What each way of giving space back would return (docs/analyze.md)."""
-
-    #: Holes for free clusters inside the file.
-    punch_free: Gain
-    #: Holes for clusters that are kept without data.
-    discard_retained: Gain
-    #: The end of the file cut off behind the last cluster in use.
-    truncate_end: Gain
-    #: Leaked clusters freed and punched.
-    repair_leaks: Gain
-    #: All snapshots deleted, and what only they use punched.
-    drop_snapshots: Gain
-    #: Live clusters of nothing but zeros unmapped; where they were searched.
-    zero_filled: Gain | None
-    #: The image rewritten with its snapshots.
-    compact: Compacted
-    #: The image rewritten without them.
-    compact_without_snapshots: Compacted
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WorstCase:
-    """How large the file can get while the guest writes, in bytes (docs/analyze.md)."""
-
-    #: Once every guest cluster holds data of its own.
-    fully_written: int
-    #: The same once all snapshots were deleted.
-    fully_written_without_snapshots: int
-    #: After every guest cluster was written once, if no free cluster is used again.
-    without_reuse: int
-    #: Of the external data file, where there is one.
-    data_file: int | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Distribution:
-    """Lengths in bytes. Percentiles are by nearest rank; all values are 0 when `count` is."""
-
-    #: How many.
-    count: int
-    #: Their sum.
-    bytes: int
-    #: `bytes / count`, rounded down.
-    mean: int
-    #: The shortest.
-    min: int
-    #: 10th percentile.
-    p10: int
-    #: The median.
-    p50: int
-    #: 90th percentile.
-    p90: int
-    #: 99th percentile.
-    p99: int
-    #: The longest.
-    max: int
-    #: The largest length such that at least half of the bytes are in runs of it or longer.
-    half_of_bytes_in: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GuestOrder:
-    """How the clusters of the disk lie in the file."""
-
-    #: Guest clusters that have a host cluster.
-    clusters: int
-    #: Places at which the next guest cluster is not in the next host cluster.
-    discontinuities: int
-    #: Those that jump back in the file.
-    backward: int
-    #: Discontinuities per cluster.
-    discontinuities_ppm: int
-    #: Runs contiguous in the guest and in the file at once.
-    runs: Distribution
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CompressedOrder:
-    """How compressed clusters lie in the file."""
-
-    #: Compressed clusters.
-    clusters: int
-    #: Bytes that their entries give them.
-    stream_bytes: int
-    #: The same per guest bytes that they hold.
-    ratio_ppm: int
-    #: Streams that begin elsewhere than behind the one before.
-    discontinuities: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Gap:
-    """Free space inside the file."""
-
-    #: First byte in the file.
-    host_offset: int
-    #: Bytes.
-    length: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GapBucket:
-    """Gaps of a size from `from_bytes` up to, not including, twice as much."""
-
-    #: The smallest size, a power of two.
-    from_bytes: int = dataclasses.field(metadata={"key": "from"})
-    #: Gaps.
-    count: int
-    #: Their bytes together.
-    bytes: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TooSmall:
-    """How much of the free space cannot take a request of a size in one piece."""
-
-    #: The size.
-    request_size: int
-    #: Free bytes in gaps smaller than that.
-    bytes: int
-    #: The same of all free bytes.
-    ppm: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FreeGaps:
-    """Free space before the last cluster in use."""
-
-    #: The lengths of the gaps.
-    gaps: Distribution
-    #: Gaps by size, ascending.
-    histogram: tuple[GapBucket, ...]
-    #: What request sizes find too small.
-    too_small_for: tuple[TooSmall, ...]
-    #: The largest gaps, at most 16.
-    largest: tuple[Gap, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataRuns:
-    """Data and holes in the order of the file."""
-
-    #: Runs of data between holes.
-    data: Distribution
-    #: Holes.
-    holes: Distribution
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HostLayout:
-    """How the file lies on the device below."""
-
-    #: Extents as the file system counts them.
-    extents: int
-    #: Extents that do not follow the one before on the device.
-    discontinuities: int
-    #: Stretches of the file that are contiguous on the device.
-    runs: Distribution
-    #: Bytes reserved but never written.
-    unwritten_bytes: int
-    #: Bytes whose space belongs to other files too.
-    shared_bytes: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How the disk lies in the file (docs/analyze.md)."""
-
-    #: Uncompressed clusters in the guest's order.
-    guest_order: GuestOrder
-    #: Compressed clusters in the guest's order.
-    compressed: CompressedOrder
-    #: Free space inside the file.
-    free: FreeGaps
-    #: Data and holes of the file.
-    file: DataRuns
-    #: Extents on the device below, where the file system tells.
-    host: HostLayout | None
-
-    def _repr_html_(self) -> str:
-        order, free = self.guest_order, self.free
-        body = _html.facts(
-            [
-                ("guest clusters in the file", order.clusters),
-                ("discontinuities", order.discontinuities),
-                ("discontinuities_ppm", order.discontinuities_ppm),
-                ("runs", order.runs.count),
-                ("mean run, bytes", order.runs.mean),
-                ("half of the bytes in runs of, bytes", order.runs.half_of_bytes_in),
-                ("compressed clusters", self.compressed.clusters),
-                ("free gaps", free.gaps.count),
-                ("free bytes", free.gaps.bytes),
-                ("largest gap, bytes", free.gaps.max),
-            ]
-        )
-        return _html.page("Layout", body)
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """The free gaps by size. Needs `qcowkit[plot]`."""
-        from qcowkit import plots
-
-        return plots.gaps(self, ax)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Analysis(Report):
-    """Where the space of an image went, what could be had back, and how the disk lies: `qcowkit analyze`."""
-
-    #: Bytes of the virtual disk.
-    virtual_size: int
-    #: Bytes of a cluster.
-    cluster_size: int
-    #: The space ledger of the file.
-    ledger: Ledger
-    #: That of the external data file, where there is one and it is open.
-    data_file: Ledger | None
-    #: What each way of giving space back would return.
-    reclaim: Reclaim
-    #: How large the file can get.
-    worst_case: WorstCase
-    #: How the disk lies in the file.
-    layout: Layout
-    #: Live clusters of nothing but zeros, where they were searched.
-    zero_filled: SpaceBytes | None
-    #: Bytes at the ends of compressed streams that may be padding, at most.
-    compressed_padding_at_most: int
-    #: Entries and tables that are wrong in themselves; `check` tells which.
-    faults: int
-
-    def _repr_html_(self) -> str:
-        ways = [
-            {"way": name.replace("_", " "), **value}
-            for name, value in self._data["reclaim"].items()
-            if value is not None and (value["host_bytes"] or value["file_bytes"])
-        ]
-        body = self.ledger._repr_html_() + self.layout._repr_html_()
-        if ways:
-            body += "<div>Giving space back</div>" + _html.columns(ways, ["way", "host_bytes", "file_bytes"])
-        sizes = f"{_html.size(self.virtual_size)} of disk in {_html.size(self.ledger.file_length)} of file"
-        return _html.page(f"Analysis: {sizes}", body)
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """The space ledger as bars. Needs `qcowkit[plot]`."""
-        return self.ledger.plot(ax)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -575,21 +185,21 @@ class CheckReport(Report):
     #: Clusters whose refcount is higher than the references to them: lost space.
     leaks: int = 0
     #: What could not be checked.
-    check_errors: int = _optional("check-errors")
+    check_errors: int = optional("check-errors")
     #: The end of the last cluster in use, in bytes.
-    image_end_offset: int = _optional("image-end-offset")
+    image_end_offset: int = optional("image-end-offset")
     #: Guest clusters.
-    total_clusters: int = _optional("total-clusters")
+    total_clusters: int = optional("total-clusters")
     #: Guest clusters that have a host cluster.
-    allocated_clusters: int = _optional("allocated-clusters")
+    allocated_clusters: int = optional("allocated-clusters")
     #: Allocated clusters that do not follow the one before; and every compressed one.
-    fragmented_clusters: int = _optional("fragmented-clusters")
+    fragmented_clusters: int = optional("fragmented-clusters")
     #: Compressed guest clusters.
-    compressed_clusters: int = _optional("compressed-clusters")
+    compressed_clusters: int = optional("compressed-clusters")
     #: After a repair: leaks that it took away.
-    leaks_fixed: int = _optional("leaks-fixed")
+    leaks_fixed: int = optional("leaks-fixed")
     #: After a repair: corruptions that it took away.
-    corruptions_fixed: int = _optional("corruptions-fixed")
+    corruptions_fixed: int = optional("corruptions-fixed")
 
     @property
     def ok(self) -> bool:
@@ -953,83 +563,3 @@ class Delta(Report):
         from qcowkit import plots
 
         return plots.forecast(self, ax)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AuditFinding:
-    """One thing that an audit found."""
-
-    #: What it makes of the verdict: "safe" (a note), "caution" or "danger".
-    verdict: Literal["safe", "caution", "danger"]
-    #: What it is about.
-    kind: str
-    #: The structure, where it is one.
-    structure: str | None
-    #: Where in the file.
-    host_offset: int | None
-    #: All that in words; names of the image are quoted.
-    message: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NamedFile:
-    """A file that an image names."""
-
-    #: "backing_file" or "data_file".
-    role: str
-    #: The name as it stands in the image.
-    name: str
-    #: The format that the image states for it.
-    format: str | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Audit(Report):
-    """A verdict on an image from a stranger: `qcowkit audit`.
-
-    >>> qcowkit.audit("disk.qcow2").verdict
-    'safe'
-    """
-
-    #: The worst of the findings: "safe", "caution" or "danger".
-    verdict: Literal["safe", "caution", "danger"]
-    #: What was looked at: "header" or "deep".
-    scope: Literal["header", "deep"]
-    #: "qcow2", or the format that the first bytes show; "raw" where they show none.
-    format: str
-    #: The qcow2 version.
-    version: int | None
-    #: Bytes of the virtual disk, as the header says it.
-    virtual_size: int | None
-    #: Bytes of a cluster.
-    cluster_size: int | None
-    #: Internal snapshots, as the header says it.
-    snapshots: int | None
-    #: Bytes of the file.
-    file_length: int | None
-    #: The files that it names.
-    references: tuple[NamedFile, ...]
-    #: What speaks for caution, the worst first.
-    findings: tuple[AuditFinding, ...]
-
-    def _repr_html_(self) -> str:
-        found = _html.columns(self._data["findings"], ["verdict", "kind", "host_offset", "message"])
-        files = _html.columns(self._data["references"], ["role", "name", "format"])
-        body = (found if self.findings else "") + (files if self.references else "")
-        return _html.page(f"Audit: {self.verdict}", body)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Measurement(Report):
-    """How large the file of a new image becomes: `qcowkit measure`.
-
-    >>> qcowkit.measure(size=1 << 30).fully_allocated
-    1074135040
-    """
-
-    #: Bytes that are enough for the data that there are.
-    required: int
-    #: Bytes that are enough when every cluster is written.
-    fully_allocated: int = dataclasses.field(metadata={"key": "fully-allocated"})
-    #: Bytes that copies of its bitmaps take more, where it has a file that can hold any.
-    bitmaps: int | None = None
