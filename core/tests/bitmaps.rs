@@ -2,11 +2,10 @@
 //! which it began, and the image is sound. Power cuts are in `power_cuts.rs`.
 
 use qcowkit_core::ErrorKind;
-use qcowkit_core::storage::{
-    FailingStorage, FailureRule, FailureScope, MemoryStorage, StorageErrorKind, StorageOperation,
-};
+use qcowkit_core::storage::{FailingStorage, FailureRule, FailureScope, MemoryStorage, StorageOperation};
 use qcowkit_trial::Rng;
 use qcowkit_trial::bitmaps::{base, contents, judge, open, step};
+use qcowkit_trial::failures::each_failure;
 
 /// A session whose storage fails once or for good; whatever the callers are told, the bitmap never lies.
 fn fail(rule: FailureRule, start: &[u8], began: &[u8]) -> Result<bool, String> {
@@ -38,24 +37,12 @@ fn fail(rule: FailureRule, start: &[u8], began: &[u8]) -> Result<bool, String> {
 fn every_call_may_fail_and_the_bitmap_does_not_lie() {
     let start = base(1);
     let began = contents(&mut open(MemoryStorage::from_bytes(&start)).unwrap());
-    let mut cases = 0;
-    for scope in [
+    let scopes = [
         FailureScope::WriteSide,
         FailureScope::Only(StorageOperation::Barrier),
         FailureScope::Only(StorageOperation::Read),
-    ] {
-        for lasting in [false, true] {
-            for nth in 1.. {
-                let rule = FailureRule::nth(scope, nth).with_kind(StorageErrorKind::NoSpace);
-                let rule = if lasting { rule.from_then_on() } else { rule };
-                match fail(rule.clone(), &start, &began) {
-                    Ok(true) => cases += 1,
-                    Ok(false) => break,
-                    Err(error) => panic!("{rule:?}: {error}"),
-                }
-            }
-        }
-    }
+    ];
+    let cases = each_failure(&scopes, |rule| fail(rule, &start, &began));
     println!("{cases} failures");
     assert!(cases > 100, "{cases}");
 }

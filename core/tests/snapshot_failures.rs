@@ -6,9 +6,8 @@ use std::collections::BTreeMap;
 use qcowkit_core::ErrorKind;
 use qcowkit_core::image::{CreateOptions, Image, NewSnapshot, OpenOptions, SnapshotSelector};
 use qcowkit_core::metadata::{AllocationPolicy, MetadataOptions};
-use qcowkit_core::storage::{
-    FailingStorage, FailureRule, FailureScope, MemoryStorage, StorageErrorKind, StorageOperation,
-};
+use qcowkit_core::storage::{FailingStorage, FailureRule, MemoryStorage};
+use qcowkit_trial::failures::{SCOPES, each_failure};
 use qcowkit_trial::walk::walk;
 
 const SIZE: usize = 60 << 10;
@@ -215,27 +214,7 @@ fn judge(base: &MemoryStorage, model: &Model) -> Result<(), String> {
 
 #[test]
 fn every_call_may_fail() {
-    let scopes = [
-        FailureScope::Any,
-        FailureScope::WriteSide,
-        FailureScope::Only(StorageOperation::Barrier),
-        FailureScope::Only(StorageOperation::Read),
-        FailureScope::Only(StorageOperation::Discard),
-    ];
-    let mut cases = 0;
-    for scope in scopes {
-        for lasting in [false, true] {
-            for nth in 1.. {
-                let rule = FailureRule::nth(scope, nth).with_kind(StorageErrorKind::NoSpace);
-                let rule = if lasting { rule.from_then_on() } else { rule };
-                match run(rule.clone()) {
-                    Ok(true) => cases += 1,
-                    Ok(false) => break,
-                    Err(error) => panic!("{rule:?}: {error}"),
-                }
-            }
-        }
-    }
+    let cases = each_failure(&SCOPES, run);
     println!("{cases} failures");
     assert!(cases > 500, "{cases}");
 }

@@ -3,7 +3,7 @@
 //! [`session`] records random operations on an image with the guest's contents beside it; [`cuts`] makes the states that a
 //! power cut may leave of what was recorded; [`walk`] judges an image without any code of the core. Each of [`amend`],
 //! [`bitmaps`], [`chains`], [`data_files`], [`disks`], [`keys`] and [`repairs`] knows how one kind of operation is tried,
-//! and [`kinds`] lists them all. [`qemu`] does to QEMU what [`disks`] does to the core.
+//! and [`kinds`] lists them all. [`failures`] has storage fail. [`qemu`] does to QEMU what [`disks`] does to the core.
 
 pub mod amend;
 pub mod bitmaps;
@@ -11,6 +11,7 @@ pub mod chains;
 pub mod cuts;
 pub mod data_files;
 pub mod disks;
+pub mod failures;
 pub mod files;
 pub mod keys;
 pub mod kinds;
