@@ -176,7 +176,10 @@ fn readable(storage: &MemoryStorage) -> Vec<Readable> {
                 break;
             }
             let Ok(extent) = image.next_extent(at, size - at) else {
-                at = at.saturating_add(image.geometry().cluster_size());
+                // What a missing backing file would hold is passed over as a whole.
+                let cluster = image.geometry().cluster_size();
+                let passed = image.next_local_extent(at, size - at).map_or(cluster, |extent| extent.length);
+                at = at.saturating_add(passed);
                 continue;
             };
             let holds =

@@ -117,11 +117,16 @@ impl<S: Storage> Image<S> {
         let mut run = Run { geometry, start: offset, end: offset, limit: end, content: None };
         while run.end < end {
             let first = geometry.guest_cluster(GuestOffset::new(run.end));
+            // A snapshot may claim a disk that is far larger than what its L1 table maps.
+            if geometry.l1_index(first) >= self.metadata.l1_len() {
+                run.add(Content::Unallocated, end);
+                break;
+            }
             let last = geometry.guest_cluster(GuestOffset::new(end.saturating_sub(1)));
             let count = last.distance_from(first).saturating_add(1);
             let mut position = first;
             let mut ended = false;
-            self.metadata.visit_runs(&self.storage, first, count, |entry, clusters| {
+            let visited = self.metadata.visit_runs(&self.storage, first, count, |entry, clusters| {
                 let cluster_start = geometry.guest_start(position).get();
                 let more = match entry {
                     Some(entry) => run.cluster(cluster_start, entry) && run.more(cluster_start, clusters),
@@ -130,9 +135,13 @@ impl<S: Storage> Image<S> {
                 position = position.saturating_add(clusters);
                 ended = !more;
                 more
-            })?;
-            if ended {
-                break;
+            });
+            match visited {
+                // What cannot be understood begins where this extent ends, and is told to who asks there.
+                Err(_) if run.end > offset => break,
+                Err(error) => return Err(error),
+                Ok(()) if ended => break,
+                Ok(()) => {}
             }
         }
         Ok(Extent {
@@ -157,6 +166,10 @@ impl<S: Storage> Image<S> {
         let mut place = None;
         while at < end {
             let first = geometry.guest_cluster(GuestOffset::new(at));
+            if geometry.l1_index(first) >= self.metadata.l1_len() {
+                let goes_on = place.get_or_insert(None).is_none();
+                return Ok((place.flatten(), if goes_on { end } else { at }.saturating_sub(offset)));
+            }
             let last = geometry.guest_cluster(GuestOffset::new(end.saturating_sub(1)));
             let count = last.distance_from(first).saturating_add(1);
             let mut more = true;

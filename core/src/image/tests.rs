@@ -232,3 +232,41 @@ fn random_operations_agree_with_the_model() {
         }
     }
 }
+
+/// What cannot be understood is told to who asks for it, not to who asks for what lies before it: a reader that passes
+/// over it would otherwise go through all that is before it again and again.
+#[test]
+fn an_extent_ends_before_what_cannot_be_understood() {
+    let mut image = Image::create(MemoryStorage::new(), 1 << 40, &CreateOptions::default()).unwrap();
+    let coverage = image.geometry().l2_coverage();
+    let l1 = image.header().header.l1_table_offset;
+    image.write_at(0, &[1; 512]).unwrap();
+    let storage = image.close().unwrap();
+    storage.write_at(l1 + 7 * 8, &1u64.to_be_bytes()).unwrap();
+    let mut image = Image::open(storage, OpenOptions::default().read_only()).unwrap();
+    let cluster = image.geometry().cluster_size();
+    let before = image.next_extent(cluster, (1 << 40) - cluster).unwrap();
+    assert_eq!(before.length, 7 * coverage - cluster);
+    assert!(image.next_extent(7 * coverage, coverage).is_err());
+    assert!(image.map(0, 1 << 40).is_err());
+    assert!(image.read_at(7 * coverage - 512, &mut [0; 1024]).is_err());
+    assert_eq!(image.next_extent(8 * coverage, coverage).unwrap().length, coverage);
+}
+
+/// A snapshot's disk may be any size, whatever its L1 table maps: what lies beyond is one extent.
+#[test]
+fn a_snapshot_that_claims_exabytes_is_mapped_at_once() {
+    let mut image = Image::create(MemoryStorage::new(), 1 << 30, &CreateOptions::default()).unwrap();
+    image.write_at(0, &[1; 65536]).unwrap();
+    image.create_snapshot(&NewSnapshot::default()).unwrap();
+    let table = image.header().header.snapshots_offset;
+    let storage = image.close().unwrap();
+    // Its extra data: the size of the VM state, then that of the disk.
+    storage.write_at(table + 48, &(1u64 << 62).to_be_bytes()).unwrap();
+    let id = SnapshotSelector::Id("1".into());
+    let mut view = Image::open(storage, OpenOptions::default().read_only().of_snapshot(id)).unwrap();
+    assert_eq!(view.virtual_size(), 1 << 62);
+    let extents = view.map(0, 1 << 62).unwrap();
+    assert_eq!(extents.iter().map(|extent| extent.length).collect::<Vec<_>>(), [65536, (1 << 62) - 65536]);
+    assert_eq!(view.next_place(65536, (1 << 62) - 65536).unwrap(), (None, (1 << 62) - 65536));
+}
