@@ -245,6 +245,10 @@ impl<S: ReadStorage> L2Entries<'_, '_, S> {
                 message: format!("the compressed cluster at {offset:#x} lies on the header"),
             }));
         }
+        // A copy that an earlier round made.
+        if self.bench.taken.contains(&self.bench.cluster(offset)) {
+            return Ok(None);
+        }
         let end = offset.saturating_add(range.length);
         // Where a refcount is missing behind the end of the file, the sectors there were never written.
         let last = self.bench.cluster(end.saturating_sub(1));
