@@ -65,6 +65,9 @@ fn assert_clusters(storage: &MemoryStorage, analysis: &Analysis) {
             assert_eq!(sum, line.space.bytes, "{:?}", line.class);
         }
     }
+    if at / analysis.cluster_size > 1 << 16 {
+        return;
+    }
     let middle = (at / 2).next_multiple_of(analysis.cluster_size).min(at);
     let mut windows = clusters_of(storage, &ClusterOptions { range: 0..middle, ..ClusterOptions::default() });
     windows.extend(clusters_of(storage, &ClusterOptions { range: middle..u64::MAX, ..ClusterOptions::default() }));
