@@ -94,7 +94,9 @@ def members(kind: type) -> Iterator[tuple[str, Any]]:
     """The public methods and properties of a class, those of its private bases too, in the order of the source."""
     seen = set()
     for base in kind.__mro__:
-        shown = base is kind or base.__module__.startswith("qcowkit._")
+        # What is public by itself is told there.
+        public = any(base.__name__ in importlib.import_module(name).__all__ for name in MODULES)
+        shown = base is kind or (base.__module__.startswith("qcowkit._") and not public)
         if not shown or base.__module__ == "qcowkit._qcowkit":
             continue
         for name, member in vars(base).items():
