@@ -86,6 +86,16 @@ pub struct FileStorage {
     state: Arc<State>,
 }
 
+impl Drop for FileStorage {
+    /// Gives the locks up by name. Closing would do the same, but for a process that is being started meanwhile: until it
+    /// runs its own program it has a copy of every handle, and with it the locks.
+    fn drop(&mut self) {
+        if Arc::strong_count(&self.state) == 1 {
+            let _ = self.lock(LockRequest::NONE);
+        }
+    }
+}
+
 /// What all handles on an open file share.
 struct State {
     /// No other process changes the file: what was learned of holes stays true.
