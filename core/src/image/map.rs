@@ -117,11 +117,6 @@ impl<S: Storage> Image<S> {
         let mut run = Run { geometry, start: offset, end: offset, limit: end, content: None };
         while run.end < end {
             let first = geometry.guest_cluster(GuestOffset::new(run.end));
-            // A snapshot may claim a disk that is far larger than what its L1 table maps.
-            if geometry.l1_index(first) >= self.metadata.l1_len() {
-                run.add(Content::Unallocated, end);
-                break;
-            }
             let last = geometry.guest_cluster(GuestOffset::new(end.saturating_sub(1)));
             let count = last.distance_from(first).saturating_add(1);
             let mut position = first;
@@ -130,7 +125,7 @@ impl<S: Storage> Image<S> {
                 let cluster_start = geometry.guest_start(position).get();
                 let more = match entry {
                     Some(entry) => run.cluster(cluster_start, entry) && run.more(cluster_start, clusters),
-                    None => run.missing_table(cluster_start),
+                    None => run.missing(cluster_start, clusters),
                 };
                 position = position.saturating_add(clusters);
                 ended = !more;
@@ -166,28 +161,18 @@ impl<S: Storage> Image<S> {
         let mut place = None;
         while at < end {
             let first = geometry.guest_cluster(GuestOffset::new(at));
-            if geometry.l1_index(first) >= self.metadata.l1_len() {
-                let goes_on = place.get_or_insert(None).is_none();
-                return Ok((place.flatten(), if goes_on { end } else { at }.saturating_sub(offset)));
-            }
             let last = geometry.guest_cluster(GuestOffset::new(end.saturating_sub(1)));
             let count = last.distance_from(first).saturating_add(1);
             let mut more = true;
-            self.metadata.visit(&self.storage, first, count, |entry| {
+            self.metadata.visit_runs(&self.storage, first, count, |entry, clusters| {
                 let start = geometry.align_down(at);
-                let (here, stop) = match entry {
+                let here = match entry {
                     Some(L2Entry::Plain { host: Some(host), .. }) => {
-                        (Some(host.offset.saturating_add(at.saturating_sub(start))), start.saturating_add(cluster_size))
+                        Some(host.offset.saturating_add(at.saturating_sub(start)))
                     }
-                    Some(L2Entry::Plain { host: None, .. } | L2Entry::Compressed(_)) => {
-                        (None, start.saturating_add(cluster_size))
-                    }
-                    None => {
-                        let table = geometry.l2_coverage().max(1);
-                        let table_start = start.saturating_sub(start.checked_rem(table).unwrap_or(0));
-                        (None, table_start.saturating_add(table))
-                    }
+                    Some(L2Entry::Plain { host: None, .. } | L2Entry::Compressed(_)) | None => None,
                 };
+                let stop = start.saturating_add(clusters.saturating_mul(cluster_size));
                 let first_place = *place.get_or_insert(here);
                 more = here == first_place.map(|first| first.saturating_add(at.saturating_sub(offset)));
                 if more {
@@ -295,11 +280,10 @@ impl Run {
         true
     }
 
-    /// Adds all clusters of a missing L2 table, from the one at `cluster_start` on.
-    fn missing_table(&mut self, cluster_start: u64) -> bool {
-        let table = self.geometry.l2_coverage().max(1);
-        let in_table = cluster_start.checked_rem(table).unwrap_or(0);
-        self.add(Content::Unallocated, cluster_start.saturating_sub(in_table).saturating_add(table))
+    /// Adds clusters without an L2 table, of which the first begins at `cluster_start`.
+    fn missing(&mut self, cluster_start: u64, clusters: u64) -> bool {
+        let bytes = clusters.saturating_mul(self.geometry.cluster_size());
+        self.add(Content::Unallocated, cluster_start.saturating_add(bytes))
     }
 
     /// Extends the run to `end` if `content`, which begins at the present end, goes on with it.

@@ -299,7 +299,8 @@ impl Metadata {
 
     /// As [`Metadata::visit`], but clusters that go on like the one before are told at once: `visit` gets the first
     /// entry and the number of clusters for which it stands. All of them are mapped to one run of host clusters, or none
-    /// to any. Reading a whole disk's mapping takes a fraction of the time so.
+    /// to any; behind the L1 table there is nothing, up to `count`. Reading a whole disk's mapping takes a fraction of the
+    /// time so.
     pub(crate) fn visit_runs(
         &mut self,
         storage: &impl ReadStorage,
@@ -307,9 +308,15 @@ impl Metadata {
         count: u64,
         mut visit: impl FnMut(Option<L2Entry>, u64) -> bool,
     ) -> Result<()> {
+        let l1_index = self.geometry.l1_index(first);
+        if l1_index >= self.l1_len() {
+            // A snapshot may claim a disk that is far larger than what its L1 table maps.
+            visit(None, count);
+            return Ok(());
+        }
         let in_table = self.geometry.l2_entries().saturating_sub(self.geometry.l2_index(first));
         let count = count.min(in_table);
-        let Some(table) = self.l2_table(self.geometry.l1_index(first))? else {
+        let Some(table) = self.l2_table(l1_index)? else {
             visit(None, count);
             return Ok(());
         };
