@@ -122,17 +122,11 @@ pub fn clusters<S: ReadStorage + ?Sized>(
     let mut cluster = first;
     while cluster < end {
         let (cell, alike) = owners.alike(cluster);
+        // What lies behind the last used cluster is of another class.
+        let alike = if cluster < used_end { alike.min(used_end.saturating_sub(cluster)) } else { alike };
         let (refcount, count) = refcounts.run(cluster, alike);
         let run = cell.run(&geometry, cluster, count, length, refcount, used_end);
-        // A run never reaches across the last used cluster: what lies behind is of another class.
-        let (run, count) = match run.class {
-            SpaceClass::Free if cluster.saturating_add(count) > used_end => {
-                let count = used_end.saturating_sub(cluster);
-                (cell.run(&geometry, cluster, count, length, refcount, used_end), count)
-            }
-            _ => (run, count),
-        };
-        cluster = cluster.saturating_add(count.max(1));
+        cluster = cluster.saturating_add(count);
         let goes_on = pending.as_mut().is_some_and(|before| before.take_in(&run));
         if !goes_on && let Some(done) = pending.replace(run) {
             visit(done)?;
@@ -221,51 +215,37 @@ impl Owners<'_> {
         }
     }
 
-    /// Clusters in a row, of which the first holds `guest`.
+    /// Clusters in a row have one more owner; `guest` tells the guest offset of each.
     fn own(
         &mut self,
-        first: u64,
-        count: u64,
-        guest: Option<u64>,
+        clusters: Range<u64>,
         (structure, claims): (Structure, Claims),
         uses: Uses,
+        guest: impl Fn(u64) -> Option<u64>,
     ) -> Result<()> {
-        let end = first.saturating_add(count);
-        self.used_end = self.used_end.max(end);
+        self.used_end = self.used_end.max(clusters.end);
         let window_end = self.first.saturating_add(self.cells.clusters());
-        for cluster in first.max(self.first)..end.min(window_end) {
-            let guest = guest.map(|guest| {
-                guest.saturating_add(cluster.saturating_sub(first).saturating_mul(self.geometry.cluster_size()))
-            });
+        for cluster in clusters.start.max(self.first)..clusters.end.min(window_end) {
             if let Some(cell) = self.cells.at_mut(cluster.saturating_sub(self.first))? {
-                cell.own(structure, claims, guest, uses);
+                cell.own(structure, claims, guest(cluster), uses);
             }
         }
         Ok(())
     }
 
-    /// The clusters that bytes lie in.
+    /// The clusters that the bytes of a table or of a compressed stream lie in: one guest offset for all of them.
     fn own_bytes(
         &mut self,
         offset: u64,
         length: u64,
-        guest: Option<u64>,
         what: (Structure, Claims),
         uses: Uses,
+        guest: Option<u64>,
     ) -> Result<()> {
-        if length == 0 {
-            return Ok(());
-        }
+        let Some(more) = length.checked_sub(1) else { return Ok(()) };
         let first = self.geometry.host_cluster(HostOffset::new(offset)).get();
-        let last = HostOffset::new(offset.saturating_add(length.saturating_sub(1)));
-        let count = self.geometry.host_cluster(last).get().saturating_sub(first).saturating_add(1);
-        // A table has one guest offset, not one for each of its clusters.
-        match (what.0, count) {
-            (Structure::CompressedCluster, 2..) => {
-                (first..first.saturating_add(count)).try_for_each(|cluster| self.own(cluster, 1, guest, what, uses))
-            }
-            _ => self.own(first, count, guest, what, uses),
-        }
+        let last = self.geometry.host_cluster(HostOffset::new(offset.saturating_add(more))).get();
+        self.own(first..last.saturating_add(1), what, uses, |_| guest)
     }
 }
 
@@ -280,7 +260,7 @@ impl Visitor for Owners<'_> {
             Source::L1(slot) => Some(slot.index.saturating_mul(self.geometry.l2_coverage())),
             _ => None,
         };
-        self.own_bytes(reference.host_offset, reference.length, guest, (reference.target, claims), reference.uses)
+        self.own_bytes(reference.host_offset, reference.length, (reference.target, claims), reference.uses, guest)
     }
 
     fn fault(&mut self, _: &Fault) -> Result<()> {
@@ -288,7 +268,7 @@ impl Visitor for Owners<'_> {
     }
 
     fn l2_run(&mut self, table: &L2Table, run: &L2Run) -> Result<()> {
-        let guest = Some(table.guest_offset(run.first, &self.geometry));
+        let guest = table.guest_offset(run.first, &self.geometry);
         match run.entry {
             L2Entry::Plain { host: None, .. } => Ok(()),
             L2Entry::Plain { host: Some(host), parts } => {
@@ -298,7 +278,11 @@ impl Visitor for Owners<'_> {
                 let first = self.geometry.host_cluster(host.offset).get();
                 let live = parts.allocated & Subclusters::full_mask(&self.geometry) != 0;
                 let claims = Claims::of_data(if live { Claims::LIVE } else { Claims::MAPPED }, table.uses);
-                self.own(first, run.count, guest, (Structure::DataCluster, claims), table.uses)
+                let size = self.geometry.cluster_size();
+                let guest =
+                    |cluster: u64| Some(guest.saturating_add(cluster.saturating_sub(first).saturating_mul(size)));
+                let clusters = first..first.saturating_add(run.count);
+                self.own(clusters, (Structure::DataCluster, claims), table.uses, guest)
             }
             // Such entries refer to nothing; see the walk.
             L2Entry::Compressed(_)
@@ -309,7 +293,7 @@ impl Visitor for Owners<'_> {
             }
             L2Entry::Compressed(range) => {
                 let what = (Structure::CompressedCluster, Claims::of_compressed(table.uses));
-                self.own_bytes(range.offset.get(), range.length, guest, what, table.uses)
+                self.own_bytes(range.offset.get(), range.length, what, table.uses, Some(guest))
             }
         }
     }
