@@ -3,7 +3,7 @@
 use qcowkit_core::Result;
 use qcowkit_core::operations::analyze::{Analysis, AnalyzeOptions, HostExtent, HostLayout, REQUEST_SIZES, analyze};
 use qcowkit_core::operations::read_header;
-use qcowkit_core::storage::{Capabilities, ReadStorage, StorageError, StorageExtent, StorageExtentKind};
+use qcowkit_core::storage::{ReadStorage, StorageError, StorageExtent, StorageExtentKind};
 
 use crate::extents::{HostExtents, Pending};
 use crate::file::FileStorage;
@@ -93,17 +93,7 @@ impl<'a> WithExtents<'a> {
 }
 
 impl ReadStorage for WithExtents<'_> {
-    fn len(&self) -> Result<u64, StorageError> {
-        self.file.len()
-    }
-
-    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), StorageError> {
-        self.file.read_at(offset, into)
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.file.capabilities()
-    }
+    qcowkit_core::forward_storage!(this => this.file; len, read_at, capabilities);
 
     fn next_extent(&self, offset: u64) -> Result<StorageExtent, StorageError> {
         let Some(held) = &self.held else { return self.file.next_extent(offset) };

@@ -3,9 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use qcowkit_core::storage::{
-    Capabilities, MemoryStorage, ReadStorage, Storage, StorageError, StorageEvent, StorageExtent, ZeroMode,
-};
+use qcowkit_core::storage::{MemoryStorage, ReadStorage, Storage, StorageError, StorageEvent, ZeroMode};
 
 use super::Rng;
 use super::session::SECTOR;
@@ -45,18 +43,7 @@ impl Logged {
 }
 
 impl ReadStorage for Logged {
-    fn len(&self) -> Result<u64, StorageError> {
-        self.inner.len()
-    }
-    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), StorageError> {
-        self.inner.read_at(offset, into)
-    }
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-    fn next_extent(&self, offset: u64) -> Result<StorageExtent, StorageError> {
-        self.inner.next_extent(offset)
-    }
+    qcowkit_core::forward_storage!(this => this.inner; len, read_at, capabilities, next_extent);
 }
 
 impl Storage for Logged {

@@ -3,10 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use qcowkit_core::storage::{
-    Capabilities, CountingStorage, OverlayStorage, ReadStorage, Storage, StorageError, StorageErrorKind, StorageExtent,
-    ZeroMode,
-};
+use qcowkit_core::storage::{CountingStorage, OverlayStorage, ReadStorage, Storage, StorageError, StorageErrorKind};
 
 use crate::source::Base;
 
@@ -62,38 +59,14 @@ impl Edits {
 }
 
 impl ReadStorage for Edits {
-    fn len(&self) -> Result<u64, StorageError> {
-        self.overlay.len()
-    }
-    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), StorageError> {
-        self.overlay.read_at(offset, into)
-    }
-    fn capabilities(&self) -> Capabilities {
-        self.overlay.capabilities()
-    }
-    fn next_extent(&self, offset: u64) -> Result<StorageExtent, StorageError> {
-        self.overlay.next_extent(offset)
-    }
+    qcowkit_core::forward_storage!(this => this.overlay; len, read_at, capabilities, next_extent);
 }
 
 impl Storage for Edits {
+    qcowkit_core::forward_storage!(this => this.overlay; write_zeroes, discard, set_len, allocate, barrier);
+
     fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), StorageError> {
         self.admit(from.len() as u64)?;
         self.overlay.write_at(offset, from)
-    }
-    fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<(), StorageError> {
-        self.overlay.write_zeroes(offset, length, mode)
-    }
-    fn discard(&self, offset: u64, length: u64) -> Result<(), StorageError> {
-        self.overlay.discard(offset, length)
-    }
-    fn set_len(&self, length: u64) -> Result<(), StorageError> {
-        self.overlay.set_len(length)
-    }
-    fn allocate(&self, offset: u64, length: u64) -> Result<(), StorageError> {
-        self.overlay.allocate(offset, length)
-    }
-    fn barrier(&self) -> Result<(), StorageError> {
-        self.overlay.barrier()
     }
 }

@@ -5,9 +5,7 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::ops::Range;
 
-use super::{
-    Capabilities, ReadStorage, Storage, StorageError, StorageErrorKind, StorageExtent, StorageOperation, ZeroMode,
-};
+use super::{ReadStorage, Storage, StorageError, StorageErrorKind, StorageOperation, ZeroMode};
 
 /// A call that would have changed a forbidden range.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,24 +83,12 @@ impl<S> ForbiddingStorage<S> {
 }
 
 impl<S: ReadStorage> ReadStorage for ForbiddingStorage<S> {
-    fn len(&self) -> Result<u64, StorageError> {
-        self.inner.len()
-    }
-
-    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), StorageError> {
-        self.inner.read_at(offset, into)
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-
-    fn next_extent(&self, offset: u64) -> Result<StorageExtent, StorageError> {
-        self.inner.next_extent(offset)
-    }
+    crate::forward_storage!(this => this.inner; len, read_at, capabilities, next_extent);
 }
 
 impl<S: Storage> Storage for ForbiddingStorage<S> {
+    crate::forward_storage!(this => this.inner; allocate, barrier);
+
     fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), StorageError> {
         let length = u64::try_from(from.len()).unwrap_or(u64::MAX);
         self.admit(StorageOperation::Write, offset, length)?.write_at(offset, from)
@@ -119,14 +105,6 @@ impl<S: Storage> Storage for ForbiddingStorage<S> {
     fn set_len(&self, length: u64) -> Result<(), StorageError> {
         let cut = self.inner.len()?.saturating_sub(length);
         self.admit(StorageOperation::SetLen, length, cut)?.set_len(length)
-    }
-
-    fn allocate(&self, offset: u64, length: u64) -> Result<(), StorageError> {
-        self.inner.allocate(offset, length)
-    }
-
-    fn barrier(&self) -> Result<(), StorageError> {
-        self.inner.barrier()
     }
 }
 

@@ -29,6 +29,7 @@ mod counting;
 mod error;
 mod failing;
 mod forbidding;
+mod forward;
 mod memory;
 mod operation;
 mod overlay;
@@ -184,36 +185,3 @@ pub trait Storage: ReadStorage {
 fn end_of(offset: u64, length: u64, operation: &'static str) -> Result<u64, StorageError> {
     offset.checked_add(length).ok_or_else(|| StorageError::new(StorageErrorKind::OutOfBounds, operation).at(offset))
 }
-
-macro_rules! forward {
-    ($($head:tt)*) => {
-        $($head)* {
-            fn len(&self) -> Result<u64, StorageError> { (**self).len() }
-            fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), StorageError> { (**self).read_at(offset, into) }
-            fn capabilities(&self) -> Capabilities { (**self).capabilities() }
-            fn next_extent(&self, offset: u64) -> Result<StorageExtent, StorageError> { (**self).next_extent(offset) }
-        }
-    };
-}
-macro_rules! forward_write {
-    ($($head:tt)*) => {
-        $($head)* {
-            fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), StorageError> { (**self).write_at(offset, from) }
-            fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<(), StorageError> {
-                (**self).write_zeroes(offset, length, mode)
-            }
-            fn discard(&self, offset: u64, length: u64) -> Result<(), StorageError> { (**self).discard(offset, length) }
-            fn set_len(&self, length: u64) -> Result<(), StorageError> { (**self).set_len(length) }
-            fn allocate(&self, offset: u64, length: u64) -> Result<(), StorageError> { (**self).allocate(offset, length) }
-            fn barrier(&self) -> Result<(), StorageError> { (**self).barrier() }
-        }
-    };
-}
-forward!(impl<T: ReadStorage + ?Sized> ReadStorage for &T);
-forward_write!(impl<T: Storage + ?Sized> Storage for &T);
-forward!(impl<T: ReadStorage + ?Sized> ReadStorage for alloc::boxed::Box<T>);
-forward_write!(impl<T: Storage + ?Sized> Storage for alloc::boxed::Box<T>);
-forward!(impl<T: ReadStorage + ?Sized> ReadStorage for alloc::rc::Rc<T>);
-forward_write!(impl<T: Storage + ?Sized> Storage for alloc::rc::Rc<T>);
-forward!(impl<T: ReadStorage + ?Sized> ReadStorage for alloc::sync::Arc<T>);
-forward_write!(impl<T: Storage + ?Sized> Storage for alloc::sync::Arc<T>);

@@ -6,7 +6,7 @@ use core::cell::RefCell;
 use core::fmt;
 use core::ops::Range;
 
-use super::{Capabilities, ReadStorage, Storage, StorageError, StorageExtent, ZeroMode};
+use super::{ReadStorage, Storage, StorageError, ZeroMode};
 
 /// A successful call of the write side.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -193,21 +193,7 @@ impl<S: fmt::Debug> fmt::Debug for RecordingStorage<S> {
 }
 
 impl<S: ReadStorage> ReadStorage for RecordingStorage<S> {
-    fn len(&self) -> Result<u64, StorageError> {
-        self.inner.len()
-    }
-
-    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), StorageError> {
-        self.inner.read_at(offset, into)
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-
-    fn next_extent(&self, offset: u64) -> Result<StorageExtent, StorageError> {
-        self.inner.next_extent(offset)
-    }
+    crate::forward_storage!(this => this.inner; len, read_at, capabilities, next_extent);
 }
 
 impl<S: Storage> Storage for RecordingStorage<S> {

@@ -96,20 +96,10 @@ impl<R> ReadOnly<R> {
 }
 
 impl<R: ReadStorage> ReadStorage for ReadOnly<R> {
-    fn len(&self) -> Result<u64, StorageError> {
-        self.0.len()
-    }
-
-    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), StorageError> {
-        self.0.read_at(offset, into)
-    }
+    crate::forward_storage!(this => this.0; len, read_at, next_extent);
 
     fn capabilities(&self) -> Capabilities {
         Capabilities { read_only: true, grows: false, ..self.0.capabilities() }
-    }
-
-    fn next_extent(&self, offset: u64) -> Result<StorageExtent, StorageError> {
-        self.0.next_extent(offset)
     }
 }
 

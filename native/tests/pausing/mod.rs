@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use qcowkit::file::{FileAccess, FileStorage};
 use qcowkit_core::image::{Found, Image, OpenOptions, Opener, Reference};
-use qcowkit_core::storage::{Capabilities, ReadStorage, Storage, StorageError, StorageExtent, ZeroMode};
+use qcowkit_core::storage::{Capabilities, ReadStorage, Storage, StorageError};
 
 use super::common::Beside;
 
@@ -95,9 +95,7 @@ impl Pausing {
 }
 
 impl ReadStorage for Pausing {
-    fn len(&self) -> Result<u64, StorageError> {
-        self.file.len()
-    }
+    qcowkit_core::forward_storage!(this => this.file; len, next_extent);
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), StorageError> {
         self.pass(false, offset);
@@ -107,37 +105,15 @@ impl ReadStorage for Pausing {
     fn capabilities(&self) -> Capabilities {
         Capabilities { grows: self.fixed.is_none(), ..self.file.capabilities() }
     }
-
-    fn next_extent(&self, offset: u64) -> Result<StorageExtent, StorageError> {
-        self.file.next_extent(offset)
-    }
 }
 
 impl Storage for Pausing {
+    qcowkit_core::forward_storage!(this => this.file; write_zeroes, discard, set_len, allocate, barrier);
+
     fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), StorageError> {
         assert!(self.fixed.is_none_or(|end| offset + from.len() as u64 <= end), "written beyond the end");
         self.pass(true, offset);
         self.file.write_at(offset, from)
-    }
-
-    fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<(), StorageError> {
-        self.file.write_zeroes(offset, length, mode)
-    }
-
-    fn discard(&self, offset: u64, length: u64) -> Result<(), StorageError> {
-        self.file.discard(offset, length)
-    }
-
-    fn set_len(&self, length: u64) -> Result<(), StorageError> {
-        self.file.set_len(length)
-    }
-
-    fn allocate(&self, offset: u64, length: u64) -> Result<(), StorageError> {
-        self.file.allocate(offset, length)
-    }
-
-    fn barrier(&self) -> Result<(), StorageError> {
-        self.file.barrier()
     }
 }
 

@@ -278,21 +278,7 @@ pub(super) struct StageWriter<'b, 'a, S: ReadStorage> {
 }
 
 impl<S: ReadStorage> ReadStorage for StageWriter<'_, '_, S> {
-    fn len(&self) -> Result<u64, StorageError> {
-        self.overlay.len()
-    }
-
-    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), StorageError> {
-        self.overlay.read_at(offset, into)
-    }
-
-    fn capabilities(&self) -> crate::storage::Capabilities {
-        self.overlay.capabilities()
-    }
-
-    fn next_extent(&self, offset: u64) -> Result<crate::storage::StorageExtent, StorageError> {
-        self.overlay.next_extent(offset)
-    }
+    crate::forward_storage!(this => this.overlay; len, read_at, capabilities, next_extent);
 }
 
 impl<S: ReadStorage> Storage for StageWriter<'_, '_, S> {
