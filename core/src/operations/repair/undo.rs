@@ -5,18 +5,19 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 16 | `qcowkit-undo`, three zeros, the version: 1 |
+//! | 16 | `qcowkit-undo`, three zeros, the version: 2 |
 //! | 8 | length of the image before the repair |
 //! | 8 | length after it |
 //! | 8 | number of pieces |
 //! | ... | the pieces: see below |
 //! | 8 | checksum (FNV-1a, 64 bits) of everything before it |
 //!
-//! A piece is a part of a sector of 512 bytes: offset (8), bytes (4), number of states (4), the checksum of each state
-//! that the repair gives it (8 each), and the bytes as they were.
+//! A piece is a sector of 512 bytes, or what the file has of it: offset (8), bytes (4), number of changes (4), the bytes as
+//! they were, and the changes: each the place within the piece (4), bytes (4), and the bytes that the repair writes there.
 //!
-//! With the states an image is recognised: each piece must be as it was, or as the repair made it in one of its steps.
-//! So a repair that was interrupted can be undone as well, and an image that was changed since is refused.
+//! With the changes an image is recognised: each byte must be as it was, or as one of the changes makes it. So a repair that
+//! was interrupted can be undone as well, whichever of its writes have reached the disk, and an image that was changed
+//! since is refused. That holds byte by byte: of two writes to one sector the later may be there without the earlier.
 
 use alloc::collections::BTreeMap;
 use alloc::collections::btree_map::Entry;
@@ -29,7 +30,7 @@ use crate::error::{Error, ErrorKind, Result, Structure};
 use crate::format::Reader;
 use crate::storage::{ReadStorage, Storage};
 
-const MAGIC: &[u8; 16] = b"qcowkit-undo\0\0\0\x01";
+const MAGIC: &[u8; 16] = b"qcowkit-undo\0\0\0\x02";
 const SECTOR: u64 = 512;
 
 /// What a repair overwrites.
@@ -43,7 +44,20 @@ pub struct UndoLog {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Piece {
     old: Vec<u8>,
-    states: Vec<u64>,
+    /// Where in the piece, and the bytes.
+    changes: Vec<(usize, Vec<u8>)>,
+}
+
+impl Piece {
+    /// Whether each byte is as it was or as a change made it.
+    fn knows(&self, now: &[u8]) -> bool {
+        let mut strange: Vec<bool> = now.iter().zip(&self.old).map(|(now, old)| now != old).collect();
+        for (at, bytes) in &self.changes {
+            let here = strange.iter_mut().zip(now).skip(*at);
+            here.zip(bytes).for_each(|((strange, now), new)| *strange &= now != new);
+        }
+        !strange.contains(&true)
+    }
 }
 
 impl UndoLog {
@@ -53,40 +67,27 @@ impl UndoLog {
     /// When the storage fails.
     pub fn of<S: ReadStorage>(plan: &RepairPlan, storage: &S) -> Result<Self> {
         let mut pieces: BTreeMap<u64, Piece> = BTreeMap::new();
-        let mut now: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
         for edit in &plan.edits {
-            let end = edit.at.saturating_add(u64::try_from(edit.bytes.len()).unwrap_or(u64::MAX));
             let mut at = edit.at;
             let mut rest = edit.bytes.as_slice();
-            while at < end {
-                let sector = at.saturating_sub(at.checked_rem(SECTOR).unwrap_or(0));
-                let within = usize::try_from(at.saturating_sub(sector)).unwrap_or(0);
-                let here = rest.len().min(512usize.saturating_sub(within));
-                let (part, others) = rest.split_at_checked(here).unwrap_or((rest, &[]));
-                // What lies behind the old end goes with the length.
+            // What lies behind the old end goes with the length.
+            while !rest.is_empty() && at < plan.length_before {
+                let within = usize::try_from(at.checked_rem(SECTOR).unwrap_or(0)).unwrap_or(0);
+                let sector = at.saturating_sub(u64::try_from(within).unwrap_or(0));
                 let kept = usize::try_from(plan.length_before.saturating_sub(sector).min(SECTOR)).unwrap_or(0);
-                if kept > 0 {
-                    let piece = match pieces.entry(sector) {
-                        Entry::Occupied(known) => known.into_mut(),
-                        Entry::Vacant(unknown) => {
-                            let mut old = vec![0u8; kept];
-                            storage.read_at(sector, &mut old)?;
-                            now.insert(sector, old.clone());
-                            unknown.insert(Piece { old, states: Vec::new() })
-                        }
-                    };
-                    if let Some(now) = now.get_mut(&sector) {
-                        now.iter_mut().skip(within).zip(part).for_each(|(byte, new)| *byte = *new);
-                        piece.states.push(checksum(now));
+                let (part, others) = rest.split_at_checked(kept.saturating_sub(within)).unwrap_or((rest, &[]));
+                let piece = match pieces.entry(sector) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(unknown) => {
+                        let mut old = vec![0u8; kept];
+                        storage.read_at(sector, &mut old)?;
+                        unknown.insert(Piece { old, changes: Vec::new() })
                     }
-                }
-                at = at.saturating_add(u64::try_from(here).unwrap_or(1));
+                };
+                piece.changes.push((within, part.to_vec()));
+                at = sector.saturating_add(SECTOR);
                 rest = others;
             }
-        }
-        for piece in pieces.values_mut() {
-            piece.states.sort_unstable();
-            piece.states.dedup();
         }
         Ok(Self { length_before: plan.length_before, length_after: plan.length_after, pieces })
     }
@@ -101,9 +102,13 @@ impl UndoLog {
         for (at, piece) in &self.pieces {
             out.extend(at.to_be_bytes());
             out.extend(u32::try_from(piece.old.len()).unwrap_or(u32::MAX).to_be_bytes());
-            out.extend(u32::try_from(piece.states.len()).unwrap_or(u32::MAX).to_be_bytes());
-            piece.states.iter().for_each(|state| out.extend(state.to_be_bytes()));
+            out.extend(u32::try_from(piece.changes.len()).unwrap_or(u32::MAX).to_be_bytes());
             out.extend(&piece.old);
+            for (within, bytes) in &piece.changes {
+                out.extend(u32::try_from(*within).unwrap_or(u32::MAX).to_be_bytes());
+                out.extend(u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes());
+                out.extend(bytes);
+            }
         }
         let sum = checksum(&out);
         out.extend(sum.to_be_bytes());
@@ -134,11 +139,15 @@ impl UndoLog {
         let mut pieces = BTreeMap::new();
         for _ in 0..count {
             let at = reader.u64("offset")?;
-            let length = usize::try_from(reader.u32("bytes")?).unwrap_or(usize::MAX);
-            let states = reader.u32("number of states")?;
-            let states = (0..states).map(|_| reader.u64("state")).collect::<Result<Vec<u64>>>()?;
+            let length = number(reader, "bytes")?;
+            let count = reader.u32("number of changes")?;
             let old = reader.take(length, "old bytes")?.to_vec();
-            pieces.insert(at, Piece { old, states });
+            let mut changes = Vec::new();
+            for _ in 0..count {
+                let (within, length) = (number(reader, "place of a change")?, number(reader, "bytes of a change")?);
+                changes.push((within, reader.take(length, "changed bytes")?.to_vec()));
+            }
+            pieces.insert(at, Piece { old, changes });
         }
         Ok(Self { length_before, length_after, pieces })
     }
@@ -157,7 +166,7 @@ impl UndoLog {
         for (&at, piece) in &self.pieces {
             let mut now = vec![0u8; piece.old.len()];
             storage.read_at(at, &mut now)?;
-            if now != piece.old && piece.states.binary_search(&checksum(&now)).is_err() {
+            if !piece.knows(&now) {
                 return refused(&format!("the bytes at host offset {at:#x} are others"));
             }
         }
@@ -176,4 +185,9 @@ impl UndoLog {
 /// FNV-1a with 64 bits.
 fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, &byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// A number of 32 bits that is a place or a length here.
+fn number(reader: &mut Reader<'_>, what: &'static str) -> Result<usize> {
+    Ok(usize::try_from(reader.u32(what)?).unwrap_or(usize::MAX))
 }
