@@ -2,11 +2,10 @@
 
 use std::rc::Rc;
 
-use qcowkit_core::format::{Name, Snapshot};
+use qcowkit_core::format::Name;
 use qcowkit_core::image::{NewSnapshot, SnapshotSelector};
-use qcowkit_core::operations::info::SnapshotInfo;
+use qcowkit_core::operations::info::SnapshotListing;
 use qcowkit_core::operations::trim::GuestRange;
-use serde::Serialize;
 use wasm_bindgen::prelude::*;
 
 use crate::error::outcome;
@@ -15,15 +14,6 @@ use crate::json;
 use crate::limits::{MAX_ROWS, limit};
 use crate::open::{Files, Setup};
 use crate::options::{Options, Thrown, bytes};
-
-/// A snapshot: the members of `qemu-img info`, and the size of its disk.
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Listed {
-    #[serde(flatten)]
-    info: SnapshotInfo,
-    disk_size: u64,
-}
 
 fn selector(name: &str) -> SnapshotSelector {
     SnapshotSelector::IdOrName(Name::new(name.as_bytes()))
@@ -34,11 +24,8 @@ impl RawImage {
     pub fn snapshots(&mut self) -> Thrown<String> {
         self.with_disk(|disk| {
             let size = disk.virtual_size();
-            let listed = |snapshot: &Snapshot| Listed {
-                info: SnapshotInfo::new(snapshot),
-                disk_size: snapshot.virtual_size().unwrap_or(size),
-            };
-            Ok(json::text(&disk.snapshots()?.iter().map(listed).collect::<Vec<_>>()))
+            let all: Vec<_> = disk.snapshots()?.iter().map(|snapshot| SnapshotListing::new(snapshot, size)).collect();
+            Ok(json::text(&all))
         })
     }
 

@@ -174,6 +174,19 @@ pub struct SnapshotInfo {
     pub icount: Option<u64>,
 }
 
+/// An internal snapshot in a list of them: the members of `qemu-img info`, and the size of its disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub struct SnapshotListing {
+    /// What the table says.
+    #[cfg_attr(feature = "serde", serde(flatten))]
+    pub info: SnapshotInfo,
+    /// Bytes of the disk when it was taken.
+    pub disk_size: u64,
+}
+
 /// A persistent bitmap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
@@ -276,6 +289,15 @@ impl LuksInfo {
             master_key_iters: luks.master_key_iterations,
             slots: luks.slots.iter().map(slot).collect(),
         }
+    }
+}
+
+impl SnapshotListing {
+    /// What an entry of the snapshot table says. Old entries tell no size: their disk is as large as today's, which
+    /// has `virtual_size` bytes.
+    #[must_use]
+    pub fn new(snapshot: &Snapshot, virtual_size: u64) -> Self {
+        Self { info: SnapshotInfo::new(snapshot), disk_size: snapshot.virtual_size().unwrap_or(virtual_size) }
     }
 }
 

@@ -5,9 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use qcowkit_core::format::{Name, Snapshot};
 use qcowkit_core::image::{Image, NewSnapshot, SnapshotSelector};
-use qcowkit_core::operations::info::SnapshotInfo;
+use qcowkit_core::operations::info::{SnapshotInfo, SnapshotListing};
 use qcowkit_core::{Error, ErrorKind};
-use serde::Serialize;
 
 use crate::cli::args::{OutputFormat, SnapshotArgs};
 use crate::cli::failure::{Failure, Outcome};
@@ -73,16 +72,6 @@ fn action(args: &SnapshotArgs) -> Result<Action<'_>, Failure> {
     })
 }
 
-/// A snapshot in JSON: the members of `qemu-img info`, and the size of its disk.
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Listed {
-    #[serde(flatten)]
-    info: SnapshotInfo,
-    /// Bytes of the disk when it was taken.
-    disk_size: u64,
-}
-
 fn list(
     image: &Image<FileStorage>,
     format: OutputFormat,
@@ -92,11 +81,8 @@ fn list(
     let snapshots = image.snapshots().map_err(|error| Failure::in_file(&failed.path, &error))?;
     match format {
         OutputFormat::Json => {
-            let listed = |snapshot: &Snapshot| Listed {
-                info: SnapshotInfo::new(snapshot),
-                disk_size: snapshot.virtual_size().unwrap_or(image.virtual_size()),
-            };
-            let all: Vec<Listed> = snapshots.iter().map(listed).collect();
+            let size = image.virtual_size();
+            let all: Vec<_> = snapshots.iter().map(|snapshot| SnapshotListing::new(snapshot, size)).collect();
             Json::of(&all)?.print(session.out)?;
         }
         OutputFormat::Human if snapshots.is_empty() => {}
