@@ -11,7 +11,9 @@ use qcowkit_core::operations::{check, read_header};
 use qcowkit_core::storage::{
     FailingStorage, FailureRule, FailureScope, MemoryStorage, ReadStorage, RecordingStorage, Storage, StorageEvent,
 };
-use qcowkit_trial::repairs::{CLUSTER, COPIED, Expected, damaged, get, make_plan, put, readable, sound};
+use qcowkit_trial::cuts::{all_bytes, each_cut};
+use qcowkit_trial::repairs::{CLUSTER, COPIED, Expected, damaged, get, make_plan, overlap, put, readable, sound};
+use qcowkit_trial::{Rng, from_env};
 
 #[test]
 fn every_call_of_a_repair_may_fail() {
@@ -129,6 +131,78 @@ fn a_lost_table_is_found_and_put_back() {
         let relink = RepairOptions { relink: vec![wrong] };
         assert!(plan(&storage, RepairLevel::All, &relink, &mut |_| ()).is_err(), "{wrong:?}");
     }
+}
+
+/// An image whose snapshot table lies in an L2 table: found by the fuzzer.
+fn snapshot_table_in_an_l2_table() -> Vec<u8> {
+    let input = include_bytes!("../../fuzz/crashers/repair/a-snapshot-table-in-an-l2-table-took-three-repairs");
+    // Two bytes in front are the fuzzer's.
+    input[2..].to_vec()
+}
+
+/// What is done to one of two structures in one place is done to the other: the plan goes on until nothing is left to do.
+#[test]
+fn one_repair_of_overlapping_tables_is_enough() {
+    let (mut repaired, mut several) = (0, 0);
+    let bases = [snapshot_table_in_an_l2_table(), sound(3, 16), sound(3, 8), sound(3, 64)];
+    let (first, times) = (from_env("QCOWKIT_SEED", 0), from_env("QCOWKIT_CUTS", 1));
+    for seed in first..first + 400 * times {
+        let mut bytes = bases[(seed % 4) as usize].clone();
+        if seed > 0 {
+            overlap(&mut bytes, seed);
+        }
+        for level in [RepairLevel::Leaks, RepairLevel::All] {
+            let storage = MemoryStorage::from_bytes(&bytes);
+            let Ok(planned) = plan(&storage, level, &RepairOptions::default(), &mut |_| ()) else { continue };
+            assert_eq!(storage.to_vec().unwrap(), bytes, "a plan changed the image");
+            let log = UndoLog::of(&planned, &storage).unwrap();
+            apply(&planned, &storage, seed % 2 == 1).unwrap();
+            let now = check(&storage, &read_header(&storage).unwrap(), &mut |_| ()).unwrap();
+            assert_eq!(now, planned.after, "{seed} {level:?}");
+            if let Ok(again) = plan(&storage, level, &RepairOptions::default(), &mut |_| ()) {
+                assert!(again.is_empty(), "{seed} {level:?}: {:#?} after {:#?}", again.findings, planned.findings);
+            }
+            // What was punched cannot be had back.
+            if seed % 2 == 0 {
+                log.restore(&storage).unwrap();
+                assert_eq!(storage.to_vec().unwrap(), bytes, "{seed} {level:?}");
+            }
+            repaired += 1;
+            several += u32::from(planned.rounds() > 1);
+        }
+    }
+    println!("{repaired} repaired, {several} of them in several rounds");
+    assert!(repaired > 400 && several > 20, "{repaired}, {several} in several rounds");
+}
+
+/// A repair in several rounds, cut anywhere, is undone, or finished by another.
+#[test]
+fn cuts_between_the_rounds_of_a_repair() {
+    let (mut images, mut states) = (0, 0);
+    for seed in 0..200 {
+        let mut bytes = snapshot_table_in_an_l2_table();
+        overlap(&mut bytes, seed);
+        let Ok(planned) = make_plan(&MemoryStorage::from_bytes(&bytes)) else { continue };
+        if planned.rounds() < 2 || !planned.after.is_clean() {
+            continue;
+        }
+        images += 1;
+        let log = UndoLog::of(&planned, &MemoryStorage::from_bytes(&bytes)).unwrap();
+        let recording = RecordingStorage::new(MemoryStorage::from_bytes(&bytes));
+        apply(&planned, &recording, false).unwrap();
+        let (_, events) = recording.into_parts();
+        each_cut(&bytes, &events, 100, &mut Rng::new(seed), |state, at, cut| {
+            let copy = MemoryStorage::from_bytes(&all_bytes(state));
+            log.restore(&copy).unwrap_or_else(|error| panic!("seed {seed}, after {at} events, {cut:?}: {error}"));
+            assert_eq!(copy.to_vec().unwrap(), bytes, "seed {seed}, after {at} events, {cut:?}");
+            apply(&make_plan(state).unwrap(), state, false).unwrap();
+            let report = check(state, &read_header(state).unwrap(), &mut |_| ()).unwrap();
+            assert!(report.is_clean(), "seed {seed}, after {at} events, {cut:?}: {:#?}", report.findings);
+            states += 1;
+        });
+    }
+    println!("{states} states of {images} repairs");
+    assert!(images > 10 && states > 1000, "{states} states of {images} repairs");
 }
 
 /// Two changes of a stage can lie in one sector. The disk may keep the later without the earlier: found by

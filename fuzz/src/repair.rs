@@ -17,8 +17,6 @@ const MAX_EXTENTS: usize = 200;
 const MAX_READ: u64 = 4096;
 /// Clusters of one range that are looked at: the images are small.
 const MAX_CLUSTERS: u64 = 1 << 12;
-/// Repairs after the first that a broken image may take.
-const MAX_REPAIRS: u32 = 4;
 /// Memory that a repaired image may take beyond its bytes: refcount structures that are written anew.
 const MAX_GROWTH: u64 = 48 << 20;
 
@@ -59,7 +57,7 @@ fn mend(image: &[u8], level: RepairLevel, stop: u64, punch: bool) {
         planned.findings
     );
     let after = readable(&storage);
-    finished(&storage, &planned, double_use);
+    finished(&storage, &planned);
     if double_use || planned.findings_omitted > 0 {
         return;
     }
@@ -77,21 +75,15 @@ fn mend(image: &[u8], level: RepairLevel, stop: u64, punch: bool) {
     }
 }
 
-/// Another repair finds nothing to do, or refuses what is not sound. Where two structures lie in one place, what is done
-/// to one is done to the other, so that it can take some more.
-fn finished(storage: &MemoryStorage, first: &RepairPlan, double_use: bool) {
-    let more = if double_use { MAX_REPAIRS } else { 0 };
-    for round in 0..=more {
-        let sound = read_header(storage).and_then(|area| check(storage, &area, &mut |_| ())).unwrap().is_clean();
-        match plan(storage, first.level, &RepairOptions::default(), &mut |_| ()) {
-            Ok(next) if next.is_empty() => return,
-            Ok(next) => {
-                let (found, before) = (&next.findings, &first.findings);
-                assert!(round < more, "repair {} finds work: {found:#?}, after {before:#?}", round + 2);
-                apply(&next, storage, false).unwrap();
-            }
-            Err(error) => return assert!(!sound, "a clean image cannot be repaired: {error}"),
+/// Another repair finds nothing to do, or refuses what is not sound.
+fn finished(storage: &MemoryStorage, first: &RepairPlan) {
+    let sound = read_header(storage).and_then(|area| check(storage, &area, &mut |_| ())).unwrap().is_clean();
+    match plan(storage, first.level, &RepairOptions::default(), &mut |_| ()) {
+        Ok(next) => {
+            let (found, before) = (&next.findings, &first.findings);
+            assert!(next.is_empty(), "another repair finds work: {found:#?}, after {before:#?}");
         }
+        Err(error) => assert!(!sound, "a clean image cannot be repaired: {error}"),
     }
 }
 

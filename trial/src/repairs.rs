@@ -13,6 +13,11 @@ use super::Rng;
 use super::cuts::{all_bytes, each_cut};
 use super::outcome::{Fault, FaultKind, Outcome};
 
+/// Places in the header that say where a table is: L1 table, refcount table, snapshot table.
+const TABLE_FIELDS: [u64; 3] = [40, 48, 64];
+/// Clusters of a small image in which its tables lie.
+const TABLES: u64 = 16;
+
 /// Bytes of a cluster.
 pub const CLUSTER: u64 = 512;
 const SIZE: u64 = 200 << 10;
@@ -85,6 +90,33 @@ fn damage(bytes: &mut Vec<u8>, rng: &mut Rng) {
         _ => {
             let length = bytes.len() as u64 - rng.below(3 * CLUSTER);
             bytes.truncate(length as usize);
+        }
+    }
+}
+
+/// Makes tables of an image with clusters of 512 bytes lie on each other, on data, or on the header.
+pub fn overlap(bytes: &mut [u8], seed: u64) {
+    let mut rng = Rng::new(seed);
+    let clusters = bytes.len() as u64 / CLUSTER;
+    let (l1, table) = (get(bytes, 40), get(bytes, 48));
+    for _ in 0..=rng.below(3) {
+        let place = if rng.one_in(4) { rng.below(clusters) } else { rng.below(TABLES) } * CLUSTER;
+        let entry = if rng.one_in(2) { place | COPIED } else { place };
+        match rng.below(6) {
+            0 => put(bytes, TABLE_FIELDS[rng.below(3) as usize], place),
+            1 => put(bytes, l1 + 8 * rng.below(7), entry),
+            2 => put(bytes, table + 8 * rng.below(3), place),
+            3 => put(bytes, 8 * rng.below(TABLES * CLUSTER / 8), entry),
+            4 => {
+                let l2 = get(bytes, l1 + 8 * rng.below(7)) & !COPIED & !511;
+                put(bytes, l2 + 8 * rng.below(64), entry);
+            }
+            _ => {
+                // What is in one table is in another, too.
+                let from = rng.below(TABLES) * CLUSTER;
+                let copied: Vec<u64> = (0..CLUSTER / 8).map(|n| get(bytes, from + 8 * n)).collect();
+                (0u64..).zip(copied).for_each(|(n, word)| put(bytes, place + 8 * n, word));
+            }
         }
     }
 }

@@ -10,6 +10,11 @@
 //! (beyond the end of the file), and then it reads as zeros, not as what a backing file had there once. A cluster with
 //! two uses gets a higher refcount, or a copy where one of the uses is a table.
 //!
+//! # Rounds
+//! Where structures lie on each other, what is done to the one is done to the other, and putting one right can show what
+//! is wrong with the other. The plan therefore goes on over what it has changed until there is nothing left to do
+//! ([`MAX_ROUNDS`] at most), and is carried out round by round: one call is enough.
+//!
 //! # Refcounts
 //! Where their structures are sound, single refcounts are corrected in place. Else all are written anew into free
 //! clusters: inside the file where it cannot grow (a block device), and where there is no free cluster the plan says so
@@ -20,6 +25,7 @@ mod entries;
 mod findings;
 mod header;
 mod orphans;
+mod rounds;
 mod settle;
 mod shape;
 mod snapshots;
@@ -29,7 +35,6 @@ mod undo;
 mod workbench;
 
 use alloc::collections::BTreeSet;
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::error::{Error, ErrorKind, Result, Structure};
@@ -41,6 +46,7 @@ use crate::storage::{OverlayStorage, ReadStorage, Storage};
 
 pub use findings::{MAX_REPAIR_FINDINGS, RepairAction, RepairFinding};
 pub use orphans::{MAX_ORPHANS, OrphanedTable, find_orphans};
+pub use rounds::{MAX_ROUNDS, plan};
 pub use summary::{CheckDetails, CheckSummary, RepairState};
 pub use undo::UndoLog;
 
@@ -53,8 +59,9 @@ const INCOMPATIBLE: u64 = 72;
 const REFCOUNT_TABLE: u64 = 48;
 /// Clusters behind the end of the file that are watched for entries that lead there.
 const NEAR_CLUSTERS: u64 = 1 << 20;
-/// What one round puts right can show what is wrong behind it: an L2 table that was found again, say.
-const ROUNDS: u32 = 4;
+/// Passes over the tables within a round: what one puts right can show what is wrong behind it, an L2 table that was found
+/// again, say.
+const PASSES: u32 = 4;
 
 /// How much is repaired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,8 +96,9 @@ pub struct RepairPlan {
     pub length_after: u64,
     /// Bytes that will be written.
     pub bytes_to_write: u64,
+    /// The changes of each round, in the order in which they are made.
     #[cfg_attr(feature = "serde", serde(skip))]
-    edits: Vec<Edit>,
+    rounds: Vec<Vec<Edit>>,
     /// Clusters that become free: first byte and bytes.
     #[cfg_attr(feature = "serde", serde(skip))]
     freed: Vec<(u64, u64)>,
@@ -107,7 +115,18 @@ impl RepairPlan {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.edits.is_empty()
+        self.edits().next().is_none()
+    }
+
+    /// Rounds in which it is carried out: more than one where structures lie on each other. 0 where there is nothing to do.
+    #[must_use]
+    pub fn rounds(&self) -> usize {
+        self.rounds.len()
+    }
+
+    /// All changes, in the order in which they are made.
+    fn edits(&self) -> impl Iterator<Item = &Edit> {
+        self.rounds.iter().flatten()
     }
 
     /// Leaks that the repair takes away.
@@ -128,12 +147,9 @@ fn erased<S: ReadStorage>(storage: &S) -> &dyn ReadStorage {
     storage
 }
 
-/// Works out how an image is repaired. Changes nothing. `progress` is told the part that is done, from 0 to 1.
-///
-/// # Errors
-/// What makes the header impossible to understand; no room for what has to be written anew; a storage that fails.
-pub fn plan<S: ReadStorage>(
-    storage: &S,
+/// Works one round out. What is left of it undone is not among its findings.
+fn plan_once(
+    storage: &&dyn ReadStorage,
     level: RepairLevel,
     options: &RepairOptions,
     progress: &mut dyn FnMut(f64),
@@ -179,7 +195,7 @@ fn work<S: ReadStorage>(
         orphans::relink(bench, table, guest)?;
     }
     progress(0.35);
-    for _ in 0..ROUNDS {
+    for _ in 0..PASSES {
         recount(bench)?;
         let tables = tables::repair_l1_entries(bench)?;
         if tables {
@@ -274,22 +290,8 @@ struct Outcome {
     length_before: u64,
 }
 
-fn finish<S: ReadStorage>(mut bench: Workbench<'_, S>, outcome: Outcome) -> Result<RepairPlan> {
+fn finish<S: ReadStorage>(bench: Workbench<'_, S>, outcome: Outcome) -> Result<RepairPlan> {
     let Outcome { level, before, after, orphans, freed, length_before } = outcome;
-    for left in after.findings.iter().filter(|left| left.severity != Severity::Warning) {
-        bench.give_up_on(RepairFinding {
-            severity: left.severity,
-            kind: left.kind,
-            structure: left.structure,
-            host_offset: left.host_offset,
-            host_length: 0,
-            guest_offset: left.guest_offset,
-            guest_length: 0,
-            owner: String::new(),
-            action: RepairAction::None,
-            message: left.message.clone(),
-        });
-    }
     let size = bench.geometry.cluster_size();
     let bytes = |(first, count): (u64, u64)| {
         (bench.geometry.host_start(HostCluster::new(first)).get(), count.saturating_mul(size))
@@ -311,7 +313,7 @@ fn finish<S: ReadStorage>(mut bench: Workbench<'_, S>, outcome: Outcome) -> Resu
         length_before,
         length_after: bench.overlay.len()?,
         bytes_to_write: lengths.fold(0, u64::saturating_add),
-        edits,
+        rounds: if edits.is_empty() { Vec::new() } else { alloc::vec![edits] },
         freed,
     })
 }
@@ -330,9 +332,9 @@ pub fn apply<S: Storage>(plan: &RepairPlan, storage: &S, punch: bool) -> Result<
     if storage.len()? != plan.length_before {
         return Err(Error::invalid("the image is not the one that the repair was planned for"));
     }
-    for stage in Stage::ALL {
+    for (round, stage) in plan.rounds.iter().flat_map(|round| Stage::ALL.map(|stage| (round, stage))) {
         let mut wrote = false;
-        for edit in plan.edits.iter().filter(|edit| edit.stage == stage) {
+        for edit in round.iter().filter(|edit| edit.stage == stage) {
             storage.write_at(edit.at, &edit.bytes)?;
             wrote = true;
         }

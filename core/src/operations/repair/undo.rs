@@ -67,7 +67,7 @@ impl UndoLog {
     /// When the storage fails.
     pub fn of<S: ReadStorage>(plan: &RepairPlan, storage: &S) -> Result<Self> {
         let mut pieces: BTreeMap<u64, Piece> = BTreeMap::new();
-        for edit in &plan.edits {
+        for edit in plan.edits() {
             let mut at = edit.at;
             let mut rest = edit.bytes.as_slice();
             // What lies behind the old end goes with the length.
