@@ -1,6 +1,7 @@
 /** The discard lab: what a workload does to an image under each policy. No guest data are stored or read. @module */
 
 import { RawDisk, RawReplay, RawTrace } from "../pkg/qcowkit.js";
+import { Held } from "./held.js";
 import type { Image } from "./image.js";
 import type {
   ChurnOptions, FrameOptions, LabConfig, LabFrame, LabReport, LabRun, LabSample, ReplayOptions, TraceFormat, TraceOperation,
@@ -12,11 +13,9 @@ import { value } from "./values.js";
 export type LabDisk = { size: number } | Image;
 
 /** What a guest did, in order. Holds memory until `close()`. */
-export class Trace implements Disposable {
-  readonly #raw: RawTrace;
-
+export class Trace extends Held<RawTrace> {
   private constructor(raw: RawTrace) {
-    this.#raw = raw;
+    super(raw);
   }
 
   /** Reads a trace; without `format`, its first line tells. */
@@ -32,44 +31,26 @@ export class Trace implements Disposable {
 
   /** Operations. */
   get length(): number {
-    return this.#raw.length();
+    return this.raw.length();
   }
 
   /** The first byte behind everything that the trace touches: the smallest disk that it fits on. */
   get end(): number {
-    return this.#raw.end();
+    return this.raw.end();
   }
 
   summary(): TraceSummary {
-    return value(this.#raw.summary());
+    return value(this.raw.summary());
   }
 
   /** Some of the operations. */
   operations(first: number, count: number): TraceOperation[] {
-    return value(this.#raw.operations(first, count));
+    return value(this.raw.operations(first, count));
   }
 
   /** The trace as text. */
   text(format: "csv" | "qemu-io"): string {
-    return this.#raw.text(format);
-  }
-
-  close(): void {
-    this.#raw.close();
-  }
-
-  /** The same as {@link Trace.close}. */
-  free(): void {
-    this.close();
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
-  }
-
-  /** @internal */
-  get raw(): RawTrace {
-    return this.#raw;
+    return this.raw.text(format);
   }
 }
 
@@ -80,55 +61,40 @@ export function replay(trace: Trace, disk: LabDisk, options: ReplayOptions = {})
 }
 
 /** A replay that goes step by step, for animation. Holds memory until `close()`. */
-export class Replay implements Disposable {
-  readonly #raw: RawReplay;
-
+export class Replay extends Held<RawReplay> {
   constructor(trace: Trace, disk: LabDisk, config: LabConfig = {}) {
     using begin = diskOf(disk);
-    this.#raw = RawReplay.begin(trace.raw, begin, config);
+    super(RawReplay.begin(trace.raw, begin, config));
   }
 
   /** Operations of the trace that are done. */
   get done(): number {
-    return this.#raw.done();
+    return this.raw.done();
   }
 
   /** Operations of the trace. */
   get length(): number {
-    return this.#raw.length();
+    return this.raw.length();
   }
 
   /** Does up to `count` more operations; gives how many there were. */
   step(count: number): number {
-    return this.#raw.step(count);
+    return this.raw.step(count);
   }
 
   /** The image as it is now. */
   sample(): LabSample {
-    return value(this.#raw.sample());
+    return value(this.raw.sample());
   }
 
   /** The maps as they are now. */
   frame(options: FrameOptions = {}): LabFrame {
-    return this.#raw.frame(options) as LabFrame;
+    return this.raw.frame(options) as LabFrame;
   }
 
   /** Does what is left, and tells the whole; the replay is closed. */
   finish(): LabRun {
-    return value(this.#raw.finish());
-  }
-
-  close(): void {
-    this.#raw.close();
-  }
-
-  /** The same as {@link Replay.close}. */
-  free(): void {
-    this.close();
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
+    return value(this.raw.finish());
   }
 }
 

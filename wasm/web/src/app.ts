@@ -9,6 +9,7 @@ import type { Pane } from "./session.ts";
 import { save } from "./save.ts";
 import type { SaveKind } from "./save.ts";
 import { dropped, openFiles } from "./ui/files.ts";
+import { themeTurned } from "./ui/theme.ts";
 import "./start.ts";
 import "./panes/summary.ts";
 import "./panes/map.ts";
@@ -159,7 +160,7 @@ export class Inspector extends View {
   #turnTheme(): void {
     this.theme = THEMES[(THEMES.indexOf(this.theme) + 1) % THEMES.length] ?? "auto";
     document.documentElement.dataset["theme"] = this.theme;
-    document.dispatchEvent(new Event("themechange"));
+    themeTurned();
   }
 
   #main(): unknown {

@@ -44,70 +44,46 @@ function fill(
   return context.createPattern(tile, "repeat") ?? color;
 }
 
+/** A pattern: the colour thinly over the tile, and boxes or lines in full strength over that. */
+interface Marks {
+  /** How strong the thin colour is, from 0 to 1. */
+  readonly soft: number;
+  /** Left, top, width, height of each. */
+  readonly boxes?: readonly (readonly [number, number, number, number])[];
+  /** How strong the boxes are; 1 if it is not said. */
+  readonly strength?: number;
+  /** Both ends of each. */
+  readonly lines?: readonly (readonly [number, number, number, number])[];
+  readonly width?: number;
+}
+
+const PATTERNS: Readonly<Record<Pattern, Marks>> = {
+  solid: { soft: 1 },
+  vertical: { soft: 0.55, boxes: [[0, 0, 2, TILE], [4, 0, 2, TILE]] },
+  horizontal: { soft: 0.55, boxes: [[0, 0, TILE, 2], [0, 4, TILE, 2]] },
+  dots: { soft: 0.35, boxes: [[1, 1, 2, 2], [5, 5, 2, 2]] },
+  sparse: { soft: 0.3, boxes: [[3, 3, 2, 2]] },
+  diagonal: { soft: 0.4, width: 2, lines: [[-2, 10, 10, -2], [-6, 6, 6, -6], [2, 14, 14, 2]] },
+  back: { soft: 0.3, width: 1.5, lines: [[-2, -2, 10, 10], [-2, 6, 2, 10], [6, -2, 10, 2]] },
+  cross: { soft: 0.4, width: 1.25, lines: [[-1, -1, 9, 9], [9, -1, -1, 9]] },
+  checker: { soft: 0.5, boxes: [[0, 0, 4, 4], [4, 4, 4, 4]] },
+  empty: { soft: 0.16, strength: 0.6, boxes: [[3.5, 3.5, 1, 1]] },
+};
+
 function paintTile(draw: CanvasRenderingContext2D, pattern: Pattern, color: string): void {
+  const { soft, boxes = [], strength = 1, lines = [], width = 1 } = PATTERNS[pattern];
   draw.fillStyle = color;
   draw.strokeStyle = color;
-  const soft = (alpha: number): void => {
-    draw.globalAlpha = alpha;
-    draw.fillRect(0, 0, TILE, TILE);
-    draw.globalAlpha = 1;
-  };
-  const line = (...points: number[]): void => {
-    draw.beginPath();
-    for (let at = 0; at + 3 < points.length; at += 4) {
-      draw.moveTo(points[at] ?? 0, points[at + 1] ?? 0);
-      draw.lineTo(points[at + 2] ?? 0, points[at + 3] ?? 0);
-    }
-    draw.stroke();
-  };
-  switch (pattern) {
-    case "solid":
-      draw.fillRect(0, 0, TILE, TILE);
-      break;
-    case "vertical":
-      soft(0.55);
-      draw.fillRect(0, 0, 2, TILE);
-      draw.fillRect(4, 0, 2, TILE);
-      break;
-    case "horizontal":
-      soft(0.55);
-      draw.fillRect(0, 0, TILE, 2);
-      draw.fillRect(0, 4, TILE, 2);
-      break;
-    case "dots":
-      soft(0.35);
-      draw.fillRect(1, 1, 2, 2);
-      draw.fillRect(5, 5, 2, 2);
-      break;
-    case "sparse":
-      soft(0.3);
-      draw.fillRect(3, 3, 2, 2);
-      break;
-    case "diagonal":
-      soft(0.4);
-      draw.lineWidth = 2;
-      line(-2, 10, 10, -2, -6, 6, 6, -6, 2, 14, 14, 2);
-      break;
-    case "back":
-      soft(0.3);
-      draw.lineWidth = 1.5;
-      line(-2, -2, 10, 10, -2, 6, 2, 10, 6, -2, 10, 2);
-      break;
-    case "cross":
-      soft(0.4);
-      draw.lineWidth = 1.25;
-      line(-1, -1, 9, 9, 9, -1, -1, 9);
-      break;
-    case "checker":
-      soft(0.5);
-      draw.fillRect(0, 0, 4, 4);
-      draw.fillRect(4, 4, 4, 4);
-      break;
-    case "empty":
-      soft(0.16);
-      draw.globalAlpha = 0.6;
-      draw.fillRect(3.5, 3.5, 1, 1);
-      draw.globalAlpha = 1;
-      break;
+  draw.globalAlpha = soft;
+  draw.fillRect(0, 0, TILE, TILE);
+  draw.globalAlpha = strength;
+  boxes.forEach((box) => draw.fillRect(...box));
+  draw.lineWidth = width;
+  draw.beginPath();
+  for (const [fromX, fromY, toX, toY] of lines) {
+    draw.moveTo(fromX, fromY);
+    draw.lineTo(toX, toY);
   }
+  draw.stroke();
+  draw.globalAlpha = 1;
 }

@@ -6,6 +6,7 @@ import { customElement, property, state } from "lit/decorators.js";
 import { bytes, hex } from "../format.ts";
 import { runAt, sentence } from "../model.ts";
 import type { Runs } from "../model.ts";
+import { FollowsTheme } from "../ui/theme.ts";
 import { fit, makeGrid, shares, zoom } from "./grid.ts";
 import type { Grid } from "./grid.ts";
 import { Palette } from "./paint.ts";
@@ -31,24 +32,19 @@ export class QcowMap extends LitElement {
   #width = 0;
   #height = 0;
   readonly #sizes = new ResizeObserver(() => this.#resized());
-  readonly #dark = matchMedia("(prefers-color-scheme: dark)");
-  readonly #repaint = (): void => this.requestUpdate();
+
+  constructor() {
+    super();
+    new FollowsTheme(this);
+  }
 
   protected override createRenderRoot(): HTMLElement {
     return this;
   }
 
-  override connectedCallback(): void {
-    super.connectedCallback();
-    this.#dark.addEventListener("change", this.#repaint);
-    document.addEventListener("themechange", this.#repaint);
-  }
-
   override disconnectedCallback(): void {
     super.disconnectedCallback();
     this.#sizes.disconnect();
-    this.#dark.removeEventListener("change", this.#repaint);
-    document.removeEventListener("themechange", this.#repaint);
   }
 
   protected override firstUpdated(): void {

@@ -10,6 +10,7 @@ import type { LabInput, LabResult, Moment } from "../lab-run.ts";
 import { Palette } from "../map/paint.ts";
 import { View } from "../view.ts";
 import "../ui/swatch.ts";
+import { FollowsTheme } from "../ui/theme.ts";
 
 const COLUMNS = 80;
 const CELL = 6;
@@ -49,18 +50,21 @@ export class LabPane extends View {
   #generation = 0;
   #last = 0;
   readonly #still = matchMedia("(prefers-reduced-motion: reduce)");
-  readonly #repaint = (): void => this.requestUpdate();
+  readonly #stillness = (): void => this.requestUpdate();
+
+  constructor() {
+    super();
+    new FollowsTheme(this);
+  }
 
   override connectedCallback(): void {
     super.connectedCallback();
-    this.#still.addEventListener("change", this.#repaint);
-    document.addEventListener("themechange", this.#repaint);
+    this.#still.addEventListener("change", this.#stillness);
   }
 
   override disconnectedCallback(): void {
     super.disconnectedCallback();
-    this.#still.removeEventListener("change", this.#repaint);
-    document.removeEventListener("themechange", this.#repaint);
+    this.#still.removeEventListener("change", this.#stillness);
     this.playing = false;
     this.#generation += 1;
   }

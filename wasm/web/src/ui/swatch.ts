@@ -4,27 +4,19 @@ import { html, LitElement } from "lit";
 import { customElement, property } from "lit/decorators.js";
 import type { Kind } from "../kinds.ts";
 import { Palette } from "../map/paint.ts";
+import { FollowsTheme } from "./theme.ts";
 
 @customElement("qcow-swatch")
 export class QcowSwatch extends LitElement {
   @property({ attribute: false }) kind: Kind | undefined;
-  readonly #dark = matchMedia("(prefers-color-scheme: dark)");
-  readonly #repaint = (): void => this.requestUpdate();
+
+  constructor() {
+    super();
+    new FollowsTheme(this);
+  }
 
   protected override createRenderRoot(): HTMLElement {
     return this;
-  }
-
-  override connectedCallback(): void {
-    super.connectedCallback();
-    this.#dark.addEventListener("change", this.#repaint);
-    document.addEventListener("themechange", this.#repaint);
-  }
-
-  override disconnectedCallback(): void {
-    super.disconnectedCallback();
-    this.#dark.removeEventListener("change", this.#repaint);
-    document.removeEventListener("themechange", this.#repaint);
   }
 
   protected override render(): unknown {
