@@ -11,13 +11,15 @@
  * await image.close();
  * ```
  *
- * Calls are answered in the order in which they were made. A long one is ended by ending the worker.
+ * Calls are answered in the order in which they were made. `qcowkit.stop()` ends the calls that were made so far, between two
+ * reads of a source or two steps of progress; what they had changed can be taken back by a checkpoint.
  *
  * @module
  */
 
 import type { Image } from "./image.js";
 import type { Replay, Trace } from "./lab.js";
+import { makeToken } from "./stop.js";
 import { errorIn, isHandle } from "./wire.js";
 import type { Handle, Reply, Request } from "./wire.js";
 import type { WorkerCalls } from "./worker.js";
@@ -59,6 +61,11 @@ export type RemoteReplay = Remote<Replay>;
 
 /** The worker itself. */
 export type RemoteQcowkit = Calls<WorkerCalls> & {
+  /**
+   * Ends the calls that are under way or wait: they fail with an error named `AbortError`, the images stay open. False
+   * where that cannot be done: outside browsers.
+   */
+  readonly stop: () => boolean;
   /** Ends the worker: what is under way fails, and everything in it is lost. */
   readonly terminate: () => void;
 };
@@ -90,6 +97,7 @@ export function connect(worker: WorkerLike): RemoteQcowkit {
   const handles = new WeakMap<object, Handle>();
   let next = 1;
   let ended: Error | undefined;
+  let token: string | undefined;
 
   const end = (why: Error): void => {
     ended ??= why;
@@ -137,7 +145,8 @@ export function connect(worker: WorkerLike): RemoteQcowkit {
         return;
       }
       const functions: Pending["functions"] = [];
-      const request: Request = { id: next, target, method, args: args.map((found) => encode(found, functions)) };
+      token ??= makeToken();
+      const request: Request = { id: next, target, method, args: args.map((found) => encode(found, functions)), ...(token === undefined ? {} : { token }) };
       next += 1;
       pending.set(request.id, { resolve, reject, functions });
       worker.postMessage(request, []);
@@ -163,14 +172,23 @@ export function connect(worker: WorkerLike): RemoteQcowkit {
     return made;
   };
 
+  const stop = (): boolean => {
+    const can = token !== undefined;
+    if (token !== undefined) {
+      URL.revokeObjectURL(token);
+      token = undefined;
+    }
+    return can;
+  };
   const terminate = (): void => {
+    stop();
     end(new Error("the worker was ended"));
     worker.terminate();
   };
   return new Proxy({}, {
     get: (_, key) => {
-      if (key === "terminate") {
-        return terminate;
+      if (key === "terminate" || key === "stop") {
+        return key === "stop" ? stop : terminate;
       }
       return typeof key !== "string" || key === "then" ? undefined : (...args: unknown[]) => send(null, key, args);
     },

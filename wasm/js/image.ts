@@ -140,13 +140,19 @@ export class Image extends Held<RawImage> {
 
   // ---- where things are
 
-  /** The disk in runs of one state, through the backing chain: `qemu-img map`. At most {@link Limits.max_rows} rows. */
-  map(options: { offset?: number; length?: number } = {}): MapRun[] {
+  /**
+   * The disk in runs of one state, through the backing chain: `qemu-img map`. More than {@link Limits.max_rows} rows are
+   * refused; with the option `max_rows`, the first so many are given, and the next call goes on where they end.
+   */
+  map(options: { offset?: number; length?: number; max_rows?: number } = {}): MapRun[] {
     return value(this.raw.map(options));
   }
 
-  /** The file in runs of clusters that are alike, as columns for drawing; at most {@link Limits.max_rows}. */
-  clusters(options: { host_offset?: number; length?: number; progress?: Progress } = {}): ClusterMap {
+  /**
+   * The file in runs of clusters that are alike, as columns for drawing; `max_rows` at most, and never more than
+   * {@link Limits.max_rows}. `next` tells where the next call goes on.
+   */
+  clusters(options: { host_offset?: number; length?: number; max_rows?: number; progress?: Progress } = {}): ClusterMap {
     return this.raw.clusters(options) as ClusterMap;
   }
 

@@ -87,22 +87,43 @@ export class PrivateFileSource implements ByteSource {
 
 /**
  * A URL, by synchronous requests with `Range`: in workers. The server must answer ranges (status 206) and tell the length;
- * a whole file is never fetched. A file that changes meanwhile (another `ETag` or `Last-Modified`) is an error.
+ * a whole file is never fetched. A file that changes meanwhile (another `ETag` or `Last-Modified`) is an error. A server of
+ * another origin must allow the page's to read (CORS).
  */
 export class UrlSource implements ByteSource {
   readonly size: number;
   readonly #url: string;
   readonly #version: string;
 
-  constructor(url: string | URL) {
-    this.#url = String(url);
-    const head = this.#request("HEAD");
-    const length = head.getResponseHeader("content-length");
-    if (head.status !== 200 || length === null || !/^\d+$/.test(length)) {
-      throw new Error(`${this.#url}: the server does not tell the length (status ${head.status})`);
+  private constructor(url: string, size: number, version: string) {
+    this.#url = url;
+    this.size = size;
+    this.#version = version;
+  }
+
+  /** Asks for the first byte and the length. A server that would send the whole file is cut off, and refused. */
+  static async open(url: string | URL): Promise<UrlSource> {
+    const address = new URL(url, location.href).href;
+    const first = await ask(address, { headers: { range: "bytes=0-0" } });
+    await first.body?.cancel();
+    if (first.status === 200) {
+      throw new Error(`${address}: the server does not answer range requests (it would send the whole file)`);
     }
-    this.size = Number(length);
-    this.#version = version(head);
+    // A file of 0 bytes has no first byte.
+    if (first.status !== 206 && first.status !== 416) {
+      throw new Error(`${address}: the server answers ${first.status}${first.statusText === "" ? "" : ` ${first.statusText}`}`);
+    }
+    // Other servers have to allow the page to read this header, and seldom do.
+    const told = /\/(\d+)$/.exec(first.headers.get("content-range") ?? "")?.[1];
+    if (told !== undefined) {
+      return new UrlSource(address, Number(told), versionOf(first.headers));
+    }
+    const head = await ask(address, { method: "HEAD" });
+    const length = head.headers.get("content-length");
+    if (head.status !== 200 || length === null || !/^\d+$/.test(length)) {
+      throw new Error(`${address}: the server does not tell the length (status ${head.status})`);
+    }
+    return new UrlSource(address, Number(length), versionOf(head.headers));
   }
 
   readAt(offset: number, into: Uint8Array): number {
@@ -110,11 +131,11 @@ export class UrlSource implements ByteSource {
       return 0;
     }
     const last = offset + into.length - 1;
-    const answer = this.#request("GET", `bytes=${offset}-${last}`);
+    const answer = this.#request(`bytes=${offset}-${last}`);
     if (answer.status !== 206) {
       throw new Error(`${this.#url}: the server does not answer ranges (status ${answer.status})`);
     }
-    if (version(answer) !== this.#version) {
+    if (versionOf({ get: (name) => answer.getResponseHeader(name) }) !== this.#version) {
       throw new Error(`${this.#url}: the file has changed on the server`);
     }
     const bytes = new Uint8Array(answer.response as ArrayBuffer);
@@ -122,20 +143,36 @@ export class UrlSource implements ByteSource {
     return Math.min(bytes.length, into.length);
   }
 
-  #request(method: string, range?: string): XMLHttpRequest {
+  #request(range: string): XMLHttpRequest {
     const request = new XMLHttpRequest();
-    request.open(method, this.#url, false);
-    if (range !== undefined) {
-      request.responseType = "arraybuffer";
-      request.setRequestHeader("range", range);
+    request.open("GET", this.#url, false);
+    request.responseType = "arraybuffer";
+    request.setRequestHeader("range", range);
+    try {
+      request.send();
+    } catch (cause) {
+      throw new Error(unanswered(this.#url), { cause });
     }
-    request.send();
     return request;
   }
 }
 
-function version(answer: XMLHttpRequest): string {
-  return answer.getResponseHeader("etag") ?? answer.getResponseHeader("last-modified") ?? "";
+async function ask(url: string, init: RequestInit): Promise<Response> {
+  try {
+    return await fetch(url, { ...init, cache: "no-store" });
+  } catch (cause) {
+    throw new Error(unanswered(url), { cause });
+  }
+}
+
+/** A browser does not tell why there is no answer. */
+function unanswered(url: string): string {
+  const foreign = new URL(url).origin !== location.origin;
+  return `${url}: no answer: the server cannot be reached${foreign ? `, or does not let pages of ${location.origin} read (CORS: it has to send Access-Control-Allow-Origin), or this page's policy does not allow the request` : ""}`;
+}
+
+function versionOf(headers: { get(name: string): string | null }): string {
+  return headers.get("etag") ?? headers.get("last-modified") ?? "";
 }
 
 /** Bytes of edits that are copied at once, and of one piece of zeros. */

@@ -13,6 +13,8 @@ export interface Request {
   readonly target: number | null;
   readonly method: string;
   readonly args: unknown[];
+  /** Stands as long as the call shall go on. */
+  readonly token?: string;
 }
 
 /** The end of a call, or a call of a function that was among its arguments. */

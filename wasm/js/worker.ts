@@ -18,7 +18,8 @@ import type { LabDisk } from "./api.js";
 import { errorCodes, limits, version } from "./api.js";
 import type { ReplayOptions } from "./lab.types.js";
 import { BlobSource, PrivateFileSource, UrlSource } from "./sources.js";
-import type { ByteSource, ImageInput, Layer, OpenOptions, Reference } from "./types.js";
+import { stopped, Stops } from "./stop.js";
+import type { ByteSource, Layer, OpenOptions, Reference } from "./types.js";
 import { buffersOf, errorOut, isHandle } from "./wire.js";
 import type { Handle, Reply, Request } from "./wire.js";
 
@@ -30,10 +31,13 @@ export type RemoteInput = Blob | Uint8Array | ArrayBuffer | { readonly url: stri
 /** Options for opening from a page. Instead of a resolver: files by the names that the images may ask for. */
 export interface RemoteOpenOptions extends Omit<OpenOptions, "resolver"> {
   /**
-   * Files that images of the chain may name. A name stands for itself; where no file has it, for its last part (behind
-   * the last `/`). What is not listed is refused.
+   * Files that images of the chain may name, by their paths; `identity` is the path of the image itself. What an image
+   * names is looked for beside it (its name is relative to the image's folder), then by the name as it stands, then by
+   * the last part of the name, if only one file has it. What is not found is refused.
    */
   readonly files?: Readonly<Record<string, RemoteInput | { readonly input: RemoteInput; readonly format?: "qcow2" | "raw" }>>;
+  /** Told what was not found. With `tolerant` or `ignore_missing_files`, the image opens without it. */
+  readonly missing?: (reference: Reference) => void;
 }
 
 /** What the worker does besides the methods of its handles. */
@@ -65,8 +69,9 @@ export function serve(ready: Promise<unknown> = Promise.resolve(), scope: Scope 
   const server = new Server((reply) => scope.postMessage(reply, "value" in reply ? buffersOf(reply.value) : []));
   let queue: Promise<unknown> = ready;
   scope.addEventListener("message", ({ data }: MessageEvent<Request>) => {
+    const since = performance.now();
     // A module that did not load fails each call, not only the first.
-    queue = queue.then(() => server.answer(data), () => ready.then(() => server.answer(data), (why) => server.fail(data, why)));
+    queue = queue.then(() => server.answer(data, since), () => ready.then(() => server.answer(data, since), (why) => server.fail(data, why)));
   });
 }
 
@@ -74,6 +79,7 @@ class Server {
   readonly #send: (reply: Reply) => void;
   readonly #held = new Map<number, Held>();
   readonly #sources = new Map<Image, { blob?: Blob; sources: ByteSource[] }>();
+  readonly #stops = new Stops();
   #next = 1;
 
   constructor(send: (reply: Reply) => void) {
@@ -84,13 +90,15 @@ class Server {
     this.#send({ id, error: errorOut(why) });
   }
 
-  async answer(request: Request): Promise<void> {
+  async answer(request: Request, since: number): Promise<void> {
     const { id, target, method } = request;
     try {
+      // What is closed is closed.
+      this.#stops.begin(method === "close" ? undefined : request.token, since);
       const args = request.args.map((found) => this.#decode(id, found));
       this.#send({ id, value: this.#encode(await (target === null ? this.#call(method, args) : this.#use(target, method, args))) });
     } catch (error) {
-      this.fail(request, error);
+      this.fail(request, this.#stops.ended ? stopped() : error);
     }
   }
 
@@ -126,7 +134,7 @@ class Server {
     open: (input, options = {}) => this.#open(input, options),
     create: (...args) => Image.create(...args),
     audit: async (input, options) => {
-      const { input: opened, source } = await openInput(input);
+      const { input: opened, source } = await this.#input(input);
       try {
         return Image.audit(opened, options);
       } finally {
@@ -150,19 +158,25 @@ class Server {
     return (this.#calls[method as keyof WorkerCalls] as (...args: unknown[]) => unknown)(...args);
   }
 
-  async #open(input: RemoteInput, { files = {}, ...options }: RemoteOpenOptions): Promise<Image> {
+  async #open(input: RemoteInput, { files = {}, missing, ...options }: RemoteOpenOptions): Promise<Image> {
     const sources: ByteSource[] = [];
     try {
       // Handles of private storage open asynchronously only, so everything that may be named is opened first.
       const layers = new Map<string, Layer>();
       for (const [name, file] of Object.entries(files)) {
         const { input: named, format } = isInput(file) ? { input: file, format: undefined } : file;
-        const opened = await openInput(named);
+        const opened = await this.#input(named);
         sources.push(...(opened.source ? [opened.source] : []));
         layers.set(name, { input: opened.input, identity: name, ...(format === undefined ? {} : { format }) });
       }
-      const resolver = ({ name }: Reference) => layers.get(name) ?? layers.get(name.slice(name.lastIndexOf("/") + 1));
-      const opened = await openInput(input);
+      const resolver = (reference: Reference): Layer | undefined => {
+        const found = findLayer(layers, reference);
+        if (found === undefined) {
+          missing?.(reference);
+        }
+        return found;
+      };
+      const opened = await this.#input(input);
       sources.push(...(opened.source ? [opened.source] : []));
       const image = Image.open(opened.input, { ...options, resolver });
       this.#sources.set(image, { sources, ...(input instanceof Blob ? { blob: input } : {}) });
@@ -173,6 +187,17 @@ class Server {
       }
       throw error;
     }
+  }
+
+  /** What a page named, as a source that can be stopped. */
+  async #input(input: RemoteInput): Promise<{ input: ByteSource; source?: ByteSource }> {
+    const opened = await openInput(input);
+    const { input: source } = opened;
+    const readAt = (offset: number, into: Uint8Array): number => {
+      this.#stops.check();
+      return source.readAt(offset, into);
+    };
+    return { ...opened, input: { size: source.size, ...(source.cached === undefined ? {} : { cached: source.cached }), readAt } };
   }
 
   #encode(found: unknown): unknown {
@@ -200,7 +225,10 @@ class Server {
     }
     if (typeof found === "object" && found !== null && "$function" in found) {
       const call = found.$function as number;
-      return (...args: unknown[]) => this.#send({ id, call, args });
+      return (...args: unknown[]) => {
+        this.#send({ id, call, args });
+        this.#stops.check();
+      };
     }
     if (typeof found === "object" && found !== null && Object.getPrototypeOf(found) === Object.prototype) {
       return Object.fromEntries(Object.entries(found).map(([key, member]) => [key, this.#decode(id, member)]));
@@ -217,8 +245,33 @@ function isInput(file: RemoteInput | { readonly input: RemoteInput }): file is R
   return !("input" in file);
 }
 
+/** The file that an image names. */
+function findLayer(layers: ReadonlyMap<string, Layer>, { name, from }: Reference): Layer | undefined {
+  const beside = name.startsWith("/") ? undefined : layers.get(joined(from ?? "", name));
+  if (beside !== undefined) {
+    return beside;
+  }
+  const last = (path: string): string => path.slice(path.lastIndexOf("/") + 1);
+  const alike = [...layers.keys()].filter((path) => last(path) === last(name));
+  return layers.get(name) ?? (alike.length === 1 ? layers.get(alike[0] ?? "") : undefined);
+}
+
+/** A name that is relative to the folder of the file `from`. What leads out of the top folder leads nowhere. */
+function joined(from: string, name: string): string {
+  const parts = from.split("/").slice(0, -1);
+  for (const part of name.split("/")) {
+    if (part === ".." && parts.pop() === undefined) {
+      return "";
+    }
+    if (part !== ".." && part !== "." && part !== "") {
+      parts.push(part);
+    }
+  }
+  return parts.join("/");
+}
+
 /** Opens what a page named. */
-async function openInput(input: RemoteInput): Promise<{ input: ImageInput; source?: ByteSource }> {
+async function openInput(input: RemoteInput): Promise<{ input: ByteSource; source?: ByteSource }> {
   if (input instanceof Blob) {
     return { input: new BlobSource(input) };
   }
@@ -228,6 +281,6 @@ async function openInput(input: RemoteInput): Promise<{ input: ImageInput; sourc
   if (input instanceof ArrayBuffer) {
     return { input: new MemorySource(new Uint8Array(input)) };
   }
-  const source = "url" in input ? new UrlSource(input.url) : await PrivateFileSource.open(input.opfs);
+  const source = "url" in input ? await UrlSource.open(input.url) : await PrivateFileSource.open(input.opfs);
   return { input: source, source };
 }

@@ -13,6 +13,7 @@ use crate::error::outcome;
 use crate::image::{Open, RawImage};
 use crate::json;
 use crate::limits::{MAX_READ_BYTES, MAX_ROWS, limit};
+use crate::look::most_rows;
 use crate::open::{self, range};
 use crate::options::{Options, Thrown, bytes, invalid};
 use crate::store::store;
@@ -98,6 +99,7 @@ impl RawImage {
         let mut given = Options::new(options)?;
         let start = given.number("offset")?.unwrap_or(0);
         let length = given.number("length")?;
+        let most = most_rows(&mut given)?;
         given.finish()?;
         self.with_disk(|disk| {
             let size = disk.virtual_size();
@@ -106,6 +108,9 @@ impl RawImage {
             let mut rows = Vec::new();
             let mut at = start;
             while at < end {
+                if most.is_some_and(|most| rows.len() as u64 >= most) {
+                    break;
+                }
                 if rows.len() as u64 >= MAX_ROWS {
                     return Err(limit("one map", "max_rows", MAX_ROWS).at_guest(at));
                 }

@@ -101,20 +101,22 @@ impl RawImage {
     }
 
     pub fn clusters(&mut self, options: &JsValue) -> Thrown<Object> {
-        let (wanted, progress) = part_of_file(options)?;
+        let mut given = Options::new(options)?;
+        let most = most_rows(&mut given)?.unwrap_or(MAX_ROWS);
+        let (wanted, progress) = part_of_file(given)?;
         let mut columns = Columns::default();
         let (cluster_size, file_length) = self.with_file(|store| {
             let area = read_header(store)?;
-            columns.next = visit(store, &wanted, progress.as_ref(), &mut |run| columns.rows.push(run))?;
+            columns.next = visit(store, &wanted, most, progress.as_ref(), &mut |run| columns.rows.push(run))?;
             Ok((1u64.checked_shl(area.header.cluster_bits).unwrap_or(0), store.len()?))
         })?;
         Ok(columns.object(cluster_size, file_length))
     }
 
     pub fn cluster_runs(&mut self, options: &JsValue) -> Thrown<String> {
-        let (wanted, progress) = part_of_file(options)?;
+        let (wanted, progress) = part_of_file(Options::new(options)?)?;
         let mut rows = Vec::new();
-        self.with_file(|store| match visit(store, &wanted, progress.as_ref(), &mut |run| rows.push(run))? {
+        self.with_file(|store| match visit(store, &wanted, MAX_ROWS, progress.as_ref(), &mut |run| rows.push(run))? {
             None => Ok(()),
             Some(at) => Err(limit("one list of runs", "max_rows", MAX_ROWS).at_host(at)),
         })?;
@@ -233,8 +235,15 @@ fn relinks(list: Option<JsValue>) -> Thrown<Vec<(u64, u64)>> {
     Array::from(&list).iter().map(one).collect()
 }
 
-fn part_of_file(options: &JsValue) -> Thrown<(ClusterOptions, Option<Function>)> {
-    let mut given = Options::new(options)?;
+/// How many rows a caller wants at most.
+pub(crate) fn most_rows(given: &mut Options<'_>) -> Thrown<Option<u64>> {
+    match given.number("max_rows")? {
+        Some(0) => Err(invalid("max_rows must be 1 at least")),
+        wanted => Ok(wanted.map(|rows| rows.min(MAX_ROWS))),
+    }
+}
+
+fn part_of_file(mut given: Options<'_>) -> Thrown<(ClusterOptions, Option<Function>)> {
     let start = given.number("host_offset")?.unwrap_or(0);
     let end = given.number("length")?.map_or(u64::MAX, |length| start.saturating_add(length));
     let progress = given.function("progress")?;
@@ -242,16 +251,17 @@ fn part_of_file(options: &JsValue) -> Thrown<(ClusterOptions, Option<Function>)>
     Ok((ClusterOptions { range: start..end, data_file: None }, progress))
 }
 
-/// Hands out runs, as many as one call may list; gives where to go on.
+/// Hands out runs, `most` at most; gives where to go on.
 fn visit(
     store: &dyn ReadStorage,
     wanted: &ClusterOptions,
+    most: u64,
     progress: Option<&Function>,
     take: &mut dyn FnMut(ClusterRun),
 ) -> Result<Option<u64>> {
     let (mut rows, mut next) = (0, None);
     let mut take = |run: ClusterRun| {
-        if rows >= MAX_ROWS {
+        if rows >= most {
             next = Some(run.host_offset);
             return Err(Error::new(ErrorKind::Limit(String::new())));
         }
