@@ -5,6 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::bits::bit_set;
+use super::count::counted;
 use super::{EntryError, Geometry, HostOffset, Name, Reader};
 use crate::error::{Error, ErrorKind, Result, Structure};
 
@@ -92,15 +93,15 @@ impl BitmapEntry {
     pub fn layout(&self) -> Vec<(&'static str, u64, u64, String)> {
         let bytes = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
         let (extra, name) = (bytes(self.extra_data.len()), bytes(self.name.len()));
-        let granularity = self.granularity().map_or_else(String::new, |bytes| format!("{bytes} bytes"));
+        let granularity = self.granularity().map_or_else(String::new, |bytes| counted(bytes, "byte"));
         let mut fields = alloc::vec![
             ("bitmap table offset", 0, 8, format!("{:#x}", self.table_offset)),
-            ("bitmap table size", 8, 4, format!("{} entries", self.table_entries)),
+            ("bitmap table size", 8, 4, counted(self.table_entries.into(), "entry")),
             ("flags", 12, 4, format!("{:#x}", self.flags.bits())),
             ("type", 16, 1, format!("{}", self.kind)),
             ("granularity", 17, 1, granularity),
-            ("length of the name", 18, 2, format!("{name} bytes")),
-            ("length of extra data", 20, 4, format!("{extra} bytes")),
+            ("length of the name", 18, 2, counted(name, "byte")),
+            ("length of extra data", 20, 4, counted(extra, "byte")),
             ("extra data", 24, extra, String::new()),
             ("name", extra.saturating_add(24), name, self.name.to_string_lossy().into_owned()),
         ];

@@ -5,6 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use super::Header;
+use super::count::counted;
 
 /// A field of the header.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +38,7 @@ impl Header {
             field("cluster_bits", 20, 4, self.cluster_bits.into(), power(self.cluster_bits, "bytes")),
             field("size", 24, 8, self.virtual_size, bytes(self.virtual_size)),
             field("crypt_method", 32, 4, self.crypt_method.into(), encryption(self.crypt_method).to_string()),
-            field("l1_size", 36, 4, self.l1_size.into(), format!("{} entries", self.l1_size)),
+            field("l1_size", 36, 4, self.l1_size.into(), counted(self.l1_size.into(), "entry")),
             field("l1_table_offset", 40, 8, self.l1_table_offset, offset(self.l1_table_offset)),
             field("refcount_table_offset", 48, 8, self.refcount_table_offset, offset(self.refcount_table_offset)),
             field(
@@ -45,9 +46,9 @@ impl Header {
                 56,
                 4,
                 self.refcount_table_clusters.into(),
-                format!("{} clusters", self.refcount_table_clusters)
+                counted(self.refcount_table_clusters.into(), "cluster")
             ),
-            field("nb_snapshots", 60, 4, self.snapshot_count.into(), format!("{} snapshots", self.snapshot_count)),
+            field("nb_snapshots", 60, 4, self.snapshot_count.into(), counted(self.snapshot_count.into(), "snapshot")),
             field("snapshots_offset", 64, 8, self.snapshots_offset, offset(self.snapshots_offset)),
         ];
         if self.version < 3 {
@@ -86,7 +87,7 @@ fn offset(at: u64) -> String {
 }
 
 fn bytes(count: u64) -> String {
-    format!("{count} bytes")
+    counted(count, "byte")
 }
 
 fn power(exponent: u32, unit: &str) -> String {

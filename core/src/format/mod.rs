@@ -5,6 +5,7 @@
 
 mod bitmap;
 mod bits;
+mod count;
 mod entry;
 mod extension;
 mod fault;
@@ -24,6 +25,7 @@ mod snapshot;
 mod validate;
 
 pub use bitmap::{BitmapEntry, BitmapFlags, BitmapTableEntry};
+pub(crate) use count::counted;
 pub use entry::{CompressedRange, HostRef, L1Entry, L2Entry, L2Kind, RawL2Entry, Subclusters};
 pub use extension::{BitmapsExtension, Extension};
 pub use fault::{EntryError, EntryFaults};

@@ -4,6 +4,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use super::count::counted;
 use super::{Name, Reader};
 use crate::error::{Error, ErrorKind, Result, Structure};
 
@@ -113,15 +114,15 @@ impl Snapshot {
         let id_at = extra.saturating_add(40);
         let mut fields = alloc::vec![
             ("L1 table offset", 0, 8, format!("{:#x}", self.l1_table_offset)),
-            ("L1 size", 8, 4, format!("{} entries", self.l1_size)),
-            ("length of the ID", 12, 2, format!("{id} bytes")),
-            ("length of the name", 14, 2, format!("{name} bytes")),
-            ("date", 16, 4, format!("{} seconds since 1970", self.date_seconds)),
+            ("L1 size", 8, 4, counted(self.l1_size.into(), "entry")),
+            ("length of the ID", 12, 2, counted(id, "byte")),
+            ("length of the name", 14, 2, counted(name, "byte")),
+            ("date", 16, 4, format!("{} since 1970", counted(self.date_seconds.into(), "second"))),
             ("date, nanoseconds", 20, 4, format!("{} ns", self.date_nanoseconds)),
             ("VM clock", 24, 8, format!("{} ns", self.vm_clock_nanoseconds)),
-            ("VM state size", 32, 4, format!("{} bytes", self.vm_state_size_32)),
-            ("length of extra data", 36, 4, format!("{extra} bytes")),
-            ("extra data", 40, extra, format!("VM state of {} bytes", self.vm_state_size())),
+            ("VM state size", 32, 4, counted(self.vm_state_size_32.into(), "byte")),
+            ("length of extra data", 36, 4, counted(extra, "byte")),
+            ("extra data", 40, extra, format!("VM state of {}", counted(self.vm_state_size(), "byte"))),
             ("ID", id_at, id, self.id.to_string_lossy().into_owned()),
             ("name", id_at.saturating_add(id), name, self.name.to_string_lossy().into_owned()),
         ];

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use super::entry_fields::{bitmap_table_field, l1_field, l2_field, refcount_table_field};
 use super::{EntryRange, Inspector, MAX_INSPECTED_ENTRIES, Shown, TableReport, TableSource};
 use crate::error::{Error, Result, Structure};
-use crate::format::{BitmapEntry, Snapshot, read_refcount};
+use crate::format::{BitmapEntry, Snapshot, counted, read_refcount};
 use crate::operations::walk::L1Owner;
 use crate::storage::ReadStorage;
 
@@ -121,13 +121,13 @@ impl<S: ReadStorage + ?Sized> Inspector<'_, S> {
             Region::new(Structure::RefcountTable, "Refcount table", header.refcount_table_offset, refcount_bytes),
         ];
         if header.snapshot_count > 0 {
-            let name = format!("Snapshot table, {} snapshots", header.snapshot_count);
+            let name = format!("Snapshot table, {}", counted(header.snapshot_count.into(), "snapshot"));
             let entries = self.snapshot_entries().unwrap_or_default();
             let length = entries.iter().map(snapshot_length).fold(0, u64::saturating_add);
             all.push(Region::new(Structure::SnapshotTable, name, header.snapshots_offset, length));
         }
         if let Some(bitmaps) = area.consistent_bitmaps() {
-            let name = format!("Bitmap directory, {} bitmaps", bitmaps.nb_bitmaps);
+            let name = format!("Bitmap directory, {}", counted(bitmaps.nb_bitmaps.into(), "bitmap"));
             let (offset, length) = (bitmaps.directory_offset, bitmaps.directory_size);
             all.push(Region::new(Structure::BitmapDirectory, name, offset, length));
         }

@@ -11,7 +11,7 @@ use super::workbench::{Stage, Workbench};
 use crate::error::{Result, Structure};
 use crate::format::{
     HeaderArea, MAX_L1_BYTES, MAX_SNAPSHOT_EXTRA_DATA, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, MAX_VIRTUAL_SIZE,
-    Reader, Snapshot,
+    Reader, Snapshot, counted,
 };
 use crate::operations::check::FindingKind;
 use crate::storage::ReadStorage;
@@ -79,7 +79,10 @@ pub(super) fn repair_snapshots<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> 
             "header",
         )
         .at_host(place, u64::try_from(bytes.len()).unwrap_or(0))
-        .saying(format!("the snapshot table at {place:#x} is written anew, with {} snapshots", kept.len())),
+        .saying(format!(
+            "the snapshot table at {place:#x} is written anew, with {}",
+            counted(u64::try_from(kept.len()).unwrap_or(u64::MAX), "snapshot")
+        )),
     );
     name_table(bench, u32::try_from(kept.len()).unwrap_or(u32::MAX), new)
 }
