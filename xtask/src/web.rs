@@ -17,13 +17,15 @@ const PORT: u16 = 8520;
 const MAX_REQUEST_BYTES: u64 = 16 << 10;
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What the page may do: run its own scripts and its module, and ask its own server.
+/// What the page may do: run its own scripts and its module, and ask its own server. Its worker asks for a blob of the page
+/// whether it shall stop.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' data: blob:; \
-    connect-src 'self'; worker-src 'self' blob:; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    connect-src 'self' blob:; worker-src 'self' blob:; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// What a worker may do that the page starts by its address: it does so only for an image of another server that a
 /// person asked for. Other workers have the page's policy.
-const WORKER_POLICY: &str = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; connect-src 'self' http: https:";
+const WORKER_POLICY: &str =
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; connect-src 'self' blob: http: https:";
 
 /// The verb.
 pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
@@ -275,7 +277,7 @@ mod tests {
         };
         let whole = ask("GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap_or_default();
         assert!(whole.starts_with("HTTP/1.1 200 OK") && whole.ends_with("\r\n\r\n0123456789"), "{whole}");
-        assert!(whole.contains("connect-src 'self';") && whole.contains("text/html"), "{whole}");
+        assert!(whole.contains("connect-src 'self' blob:;") && whole.contains("text/html"), "{whole}");
         let some = ask("GET /index.html HTTP/1.1\r\nrange: bytes=2-4\r\n\r\n").unwrap_or_default();
         assert!(some.starts_with("HTTP/1.1 206") && some.ends_with("\r\n\r\n234"), "{some}");
         assert!(some.contains("Content-Range: bytes 2-4/10"), "{some}");

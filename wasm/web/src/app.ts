@@ -8,7 +8,7 @@ import { PANES } from "./session.ts";
 import type { Pane } from "./session.ts";
 import { save } from "./save.ts";
 import type { SaveKind } from "./save.ts";
-import { dropped, openFiles } from "./ui/files.ts";
+import { dropped, openFiles, refuse } from "./ui/files.ts";
 import { themeTurned } from "./ui/theme.ts";
 import "./start.ts";
 import "./panes/summary.ts";
@@ -75,15 +75,10 @@ export class Inspector extends View {
   readonly #drop = (event: DragEvent): void => {
     event.preventDefault();
     this.over = false;
-    if (event.dataTransfer !== null && this.#mayLeave()) {
-      void dropped(event.dataTransfer).then(openFiles).catch((error: unknown) => this.session.fail("This cannot be read", error));
+    if (event.dataTransfer !== null && this.session.mayLeave()) {
+      void dropped(event.dataTransfer).then(openFiles).catch((error: unknown) => refuse("This cannot be read", error));
     }
   };
-
-  /** Asks before edits are lost. */
-  #mayLeave(): boolean {
-    return !this.session.dirty || confirm("The edits are not saved. Lose them?");
-  }
 
   readonly #key = (event: KeyboardEvent): void => {
     const typing = event.target instanceof HTMLInputElement || event.target instanceof HTMLSelectElement || event.target instanceof HTMLTextAreaElement;
@@ -130,7 +125,7 @@ export class Inspector extends View {
     const open = session.state === "open";
     return html`<header class="bar">
       <button type="button" class="brand" @click=${() => this.#home()}><img src="./icon.svg" alt="" width="22" height="22"> qcowkit <span class="muted">inspector</span></button>
-      <div class="bar-busy" role="status">${session.busy === undefined ? nothing : html`<span class="spinner" aria-hidden="true"></span>${session.busy}… <button type="button" class="small" @click=${() => session.stop()}>Stop</button>`}</div>
+      <div class="bar-busy" role="status">${session.work === undefined ? nothing : html`<span class="late"><span class="spinner" aria-hidden="true"></span>${session.work}… <button type="button" class="small" @click=${() => void session.stop()}>Stop</button></span>`}</div>
       <div class="buttons">
         ${open ? html`
           <button type="button" ?disabled=${session.edits.length === 0 || session.busy !== undefined} @click=${() => void session.undo()} title="Undo (Ctrl+Z)">Undo</button>
@@ -150,7 +145,7 @@ export class Inspector extends View {
   };
 
   #home(): void {
-    if (this.#mayLeave()) {
+    if (this.session.mayLeave()) {
       this.session.labOnly = false;
       void this.session.close();
       history.replaceState(null, "", location.pathname + location.search);
@@ -173,7 +168,8 @@ export class Inspector extends View {
       case "failed":
         return html`<div class="failed" role="alert"><h1>${session.failure?.title}</h1><p>${session.failure?.why}</p>
           ${session.failure?.code === "not_qcow2" ? html`<p class="muted">The first four bytes of a qcow2 image are <code>51 46 49 fb</code>. Raw images have no structure to be looked at.</p>` : nothing}
-          <button type="button" class="primary" @click=${() => void session.close()}>Open something else</button></div>`;
+          <div class="buttons"><button type="button" class="primary" @click=${() => void session.close()}>Open something else</button>
+            ${session.opened === undefined ? nothing : html`<button type="button" @click=${() => void session.reopen()}>Try again</button>`}</div></div>`;
       case "open":
         return html`<qcow-summary></qcow-summary>${this.#tabs()}`;
     }

@@ -7,10 +7,14 @@ import { bytes, hex, words } from "./format.ts";
 
 export type Side = "host" | "guest";
 
-/** Runs in order and without gaps, from byte 0. */
+/** Runs in order and without gaps: all of the file or the disk, or as many as can be held. */
 export interface Runs {
   readonly side: Side;
-  /** Bytes in all. */
+  /** The first byte. */
+  readonly first: number;
+  /** The byte behind the last run. */
+  readonly end: number;
+  /** Bytes of the runs. */
   readonly total: number;
   /** Bytes of a cluster. */
   readonly unit: number;
@@ -19,8 +23,8 @@ export interface Runs {
   /** Places in `kinds`. */
   readonly kind: Uint8Array;
   readonly kinds: readonly Kind[];
-  /** What lies behind the last run was left out: there are too many runs. */
-  readonly cut: boolean;
+  /** Where the next part begins, if there are more runs. */
+  readonly next: number | undefined;
   /** Everything about a run, in words. */
   readonly describe: (run: number) => RunWords;
   /** What a run of the file is for its owner. */
@@ -62,35 +66,12 @@ export function sums(runs: Runs): { bytes: number[]; runs: number[] } {
   return found;
 }
 
-/** Joins the pages of a cluster map. */
-export function hostRuns(pages: readonly ClusterMap[]): Runs {
-  const first = pages[0];
-  if (first === undefined) {
-    throw new Error("no clusters");
-  }
-  const offset = join(pages.map((page) => page.host_offset));
-  const length = join(pages.map((page) => page.length));
-  const kind = new Uint8Array(offset.length);
-  let at = 0;
-  for (const page of pages) {
-    const groups = page.classes.map(kindOfClass);
-    for (const place of page.class) {
-      kind[at] = groups[place] ?? 0;
-      at += 1;
-    }
-  }
-  const find = (run: number): [ClusterMap, number] => {
-    let rest = run;
-    for (const page of pages) {
-      if (rest < page.class.length) {
-        return [page, rest];
-      }
-      rest -= page.class.length;
-    }
-    return [first, 0];
-  };
-  const describe = (run: number): RunWords => {
-    const [page, place] = find(run);
+/** The file. */
+export function hostRuns(page: ClusterMap): Runs {
+  const { host_offset: offset, length } = page;
+  const groups = page.classes.map(kindOfClass);
+  const kind = Uint8Array.from(page.class, (place) => groups[place] ?? 0);
+  const describe = (place: number): RunWords => {
     const name = page.classes[page.class[place] ?? 0];
     const structure = page.structures[page.structure[place] ?? 255];
     const guest = page.guest_offset[place] ?? -1;
@@ -106,35 +87,24 @@ export function hostRuns(pages: readonly ClusterMap[]): Runs {
       place: guest < 0 ? "" : hex(guest),
     };
   };
-  const structure = (run: number): Structure | undefined => {
-    const [page, place] = find(run);
-    return page.structures[page.structure[place] ?? 255];
-  };
-  const across = (run: number): number | undefined => {
-    const [page, place] = find(run);
+  const structure = (place: number): Structure | undefined => page.structures[page.structure[place] ?? 255];
+  const across = (place: number): number | undefined => {
     const guest = page.guest_offset[place] ?? -1;
     return guest < 0 ? undefined : guest;
   };
-  const cut = pages.at(-1)?.next !== null;
-  const total = cut ? (offset.at(-1) ?? 0) + (length.at(-1) ?? 0) : first.file_length;
-  return { side: "host", total, unit: first.cluster_size, offset, length, kind, kinds: HOST_KINDS, cut, describe, structure, across };
+  const first = offset[0] ?? 0;
+  const end = page.next ?? Math.max(first, page.file_length);
+  return {
+    side: "host", first, end, total: end - first, unit: page.cluster_size, offset, length, kind, kinds: HOST_KINDS,
+    next: page.next ?? undefined, describe, structure, across,
+  };
 }
 
-function join(parts: readonly Float64Array[]): Float64Array {
-  const all = new Float64Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
-}
-
-/** The disk. `rows` are those of `qemu-img map`. */
-export function guestRuns(rows: readonly MapRun[], unit: number, size: number): Runs {
+/** The disk from `first` on. `rows` are those of `qemu-img map`. */
+export function guestRuns(rows: readonly MapRun[], first: number, unit: number, size: number): Runs {
   const column = (read: (row: MapRun) => number) => Float64Array.from(rows, read);
   const last = rows.at(-1);
-  const end = last === undefined ? 0 : last.start + last.length;
+  const end = last === undefined ? first : last.start + last.length;
   const describe = (run: number): RunWords => {
     const row = rows[run];
     return row === undefined ? { kind: "", refcount: "", owner: "", place: "" } : {
@@ -146,13 +116,15 @@ export function guestRuns(rows: readonly MapRun[], unit: number, size: number): 
   };
   return {
     side: "guest",
-    total: end,
+    first,
+    end,
+    total: end - first,
     unit,
     offset: column((row) => row.start),
     length: column((row) => row.length),
     kind: Uint8Array.from(rows, guestKind),
     kinds: GUEST_KINDS,
-    cut: end < size,
+    next: end < size ? end : undefined,
     describe,
     across: (run) => (rows[run]?.depth === 0 ? rows[run]?.offset : undefined),
   };

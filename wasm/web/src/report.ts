@@ -1,6 +1,6 @@
 /** The report: one HTML file without scripts. Every text of the image is escaped. */
 
-import { bytes, count, hex, percent, words } from "./format.ts";
+import { bytes, count, hex, percent, plural, words } from "./format.ts";
 import { HOST_KINDS, kindOfClass, TITLES } from "./kinds.ts";
 import { sums } from "./model.ts";
 import type { Lazy, Session } from "./session.ts";
@@ -21,7 +21,7 @@ export function reportHtml(session: Session): string {
   return `<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>${escape(name)} – qcowkit report</title><style>${STYLE}</style></head><body>
 <h1>${escape(name)}</h1>
-<p><small>Made by the qcowkit inspector on ${new Date().toISOString().slice(0, 10)}${session.edits.length > 0 ? `, with ${session.edits.length} edits in memory` : ""}.</small></p>
+<p><small>Made by the qcowkit inspector on ${new Date().toISOString().slice(0, 10)}${session.edits.length > 0 ? `, with ${plural(session.edits.length, "edit")} in memory` : ""}.</small></p>
 ${facts(session)}${ledgerOf(session)}${checkOf(session)}${layoutOf(session)}${partitionsOf(session)}${headerOf(session)}
 </body></html>
 `;
@@ -70,7 +70,7 @@ function ledgerOf(session: Session): string {
   const rows = lines.map((line) => [TITLES[line.class], bytes(line.bytes), count(line.bytes), percent(line.bytes, ledger.file_length)]);
   const host = ready(session.reports.host);
   const found = host === undefined ? undefined : sums(host);
-  const runs = found === undefined || host === undefined ? "" : `<p><small>${count(host.offset.length)} runs of clusters.</small></p>`;
+  const runs = found === undefined || host === undefined ? "" : `<p><small>${host.first > 0 || host.next !== undefined ? `From ${hex(host.first)} to ${hex(host.end)}: ` : ""}${plural(host.offset.length, "run")} of clusters.</small></p>`;
   return `<h2>Space</h2><div class="bar">${bar}</div>${table(["Class", "Size", "Bytes", "Share"], rows, [1, 2, 3])}${runs}`;
 }
 
@@ -80,7 +80,7 @@ function checkOf(session: Session): string {
     return "";
   }
   const rows = check.findings.map((finding) => [words(finding.severity), finding.message, finding.host_offset === null ? "" : hex(finding.host_offset), finding.guest_offset === null ? "" : hex(finding.guest_offset)]);
-  return `<h2>Health</h2><p>${count(check.corruptions)} corruptions, ${count(check.leaks)} leaked clusters, ${count(check.check_errors)} not checked, ${count(check.warnings)} warnings.
+  return `<h2>Health</h2><p>${plural(check.corruptions, "corruption")}, ${plural(check.leaks, "leaked cluster")}, ${count(check.check_errors)} not checked, ${plural(check.warnings, "warning")}.
 ${count(check.allocated_clusters)} of ${count(check.total_clusters)} clusters allocated, ${count(check.fragmented_clusters)} fragmented, ${count(check.compressed_clusters)} compressed.</p>
 ${rows.length === 0 ? "" : table(["Severity", "What", "File", "Disk"], rows)}${check.findings_omitted > 0 ? `<p>${count(check.findings_omitted)} more.</p>` : ""}`;
 }

@@ -1,16 +1,21 @@
 /** The state of the page: one image with its reports, the place that all views look at, and the edits. */
 
 import type {
-  Analysis, CheckReport, HeaderReport, ImageInfo, ListedSnapshot, PartitionTable, QcowError, Region, RemoteImage,
-  RemoteInput, RemoteQcowkit, Shown,
+  Analysis, CheckReport, HeaderReport, ImageInfo, ListedSnapshot, PartitionTable, Progress, QcowError, Reference, Region,
+  RemoteImage, RemoteInput, RemoteQcowkit, Shown,
 } from "qcowkit/client";
 import { startEngine } from "./engine.ts";
-import { hex, reason } from "./format.ts";
+import { hex, percent, reason } from "./format.ts";
 import { guestRuns, hostRuns } from "./model.ts";
 import type { Runs, Side } from "./model.ts";
 
-/** Pages of a map that are fetched at most. */
-const MAX_PAGES = 4;
+/** Rows of a map that are held at a time: on the disk's side they come as text. */
+const MAX_ROWS: Readonly<Record<Side, number>> = { host: 1 << 20, guest: 1 << 18 };
+
+/** How long the worker may take to hear that it shall stop, in milliseconds. */
+const PATIENCE = 4000;
+
+const STOPPED = "You stopped it.";
 
 /** Edits that can be undone. */
 const MAX_UNDO = 100;
@@ -43,7 +48,10 @@ export interface Edit {
 /** What is opened. */
 export interface Input {
   readonly name: string;
+  /** Where it lies among `files`; its name otherwise. */
+  readonly path?: string;
   readonly input: RemoteInput;
+  /** Files that it may name, by their paths. */
   readonly files?: Readonly<Record<string, Blob>>;
   readonly key?: string;
 }
@@ -96,10 +104,16 @@ export class Session extends EventTarget {
   saved = true;
   /** What is under way, in words. */
   busy: string | undefined;
+  /** Files that the image names and that were not given. */
+  missing: readonly Reference[] = [];
+  /** Where the parts of the maps begin that were looked at; the last one is shown. */
+  parts: Readonly<Record<Side, readonly number[]>> = { host: [0], guest: [0] };
   /** Goes up with every change of the image. */
   revision = 0;
   #engine: RemoteQcowkit | undefined;
   #sealed = true;
+  /** Goes up with every stop. */
+  #stops = 0;
 
   /** The worker; started when it is first needed. */
   get engine(): RemoteQcowkit {
@@ -120,6 +134,17 @@ export class Session extends EventTarget {
     return this.edits.length > 0 && !this.saved;
   }
 
+  /** Asks before edits are lost. */
+  mayLeave(): boolean {
+    return !this.dirty || confirm("The edits are not saved. Lose them?");
+  }
+
+  /** What is under way that a person may want to end. */
+  get work(): string | undefined {
+    const loading = (Object.keys(this.reports) as ReportName[]).find((name) => this.reports[name].state === "loading");
+    return this.busy ?? (loading === undefined ? undefined : WORK[loading]);
+  }
+
   /** Opens an image in place of the one that is open. */
   async open(input: Input): Promise<void> {
     const foreign = isForeign(input.input);
@@ -134,14 +159,17 @@ export class Session extends EventTarget {
     this.labOnly = false;
     this.busy = `Opening ${input.name}`;
     this.changed();
+    const missing: Reference[] = [];
     try {
       this.image = await this.engine.open(input.input, {
         tolerant: true,
-        identity: input.name,
+        identity: input.path ?? input.name,
+        missing: (reference) => missing.push(reference),
         ...(input.files === undefined ? {} : { files: input.files }),
         ...(input.key === undefined ? {} : { key: input.key }),
       });
       await this.#look();
+      this.missing = missing.filter((one, at) => missing.findIndex((other) => other.name === one.name && other.depth === one.depth) === at);
       this.state = "open";
       this.say(`${input.name} is open`);
     } catch (error) {
@@ -149,13 +177,24 @@ export class Session extends EventTarget {
     }
     this.busy = undefined;
     this.changed();
-    void this.need("host").then(() => this.need("analysis")).then(() => this.need("check"));
+    void this.#readAll();
+  }
+
+  /** What is always in sight, one after the other, unless it is stopped. */
+  async #readAll(): Promise<void> {
+    const { revision } = this;
+    const stops = this.#stops;
+    for (const name of ["host", "analysis", "check"] as const) {
+      if (revision === this.revision && stops === this.#stops) {
+        await this.need(name);
+      }
+    }
   }
 
   /** Shows why there is no image. */
   fail(title: string, error: unknown): void {
     const code = error instanceof Error && "code" in error ? String(error.code) : undefined;
-    this.failure = { title, why: reason(error), code };
+    this.failure = { title, why: isStopped(error) ? STOPPED : reason(error), code };
     this.state = "failed";
     this.busy = undefined;
     this.say(`${title}: ${this.failure.why}`);
@@ -166,20 +205,72 @@ export class Session extends EventTarget {
     const image = this.image;
     Object.assign(this, {
       state: "empty", failure: undefined, opened: undefined, image: undefined, facts: undefined, reports: noReports(),
-      place: { side: "host", offset: 0 }, selection: undefined, edits: [], saved: true, notice: "",
+      place: { side: "host", offset: 0 }, selection: undefined, edits: [], saved: true, notice: "", missing: [],
+      parts: { host: [0], guest: [0] },
     });
     this.revision += 1;
     await image?.close().catch(() => undefined);
     this.changed();
   }
 
-  /** Ends whatever the worker is doing. The image has to be opened again, and edits are lost. */
-  stop(): void {
-    this.#engine?.terminate();
-    this.#engine = undefined;
-    this.image = undefined;
-    const name = this.opened?.name ?? "The image";
-    this.fail(`${name} was closed`, new Error("You stopped what was under way. Open the image again to go on."));
+  /**
+   * Ends what the worker is doing. The image stays open and its edits stay: only a worker that does not listen is ended,
+   * and a person is asked first if that loses edits.
+   */
+  async stop(): Promise<void> {
+    const engine = this.#engine;
+    if (engine === undefined) {
+      return;
+    }
+    this.#stops += 1;
+    engine.stop();
+    for (const name of Object.keys(this.reports) as ReportName[]) {
+      if (this.reports[name].state === "none" && (name === "analysis" || name === "check")) {
+        this.reports[name] = { state: "failed", why: STOPPED };
+      }
+    }
+    this.say("Stopped");
+    this.changed();
+    // It answers in turn: when this is answered, everything before it has ended.
+    let answered = false;
+    const idle = engine.version().then(() => { answered = true; }, () => { answered = true; });
+    await Promise.race([idle, new Promise((resolve) => setTimeout(resolve, PATIENCE))]);
+    if (!answered && this.#engine === engine && this.#mayEnd()) {
+      this.#engine = undefined;
+      this.image = undefined;
+      const name = this.opened?.name ?? "The image";
+      this.fail(`${name} was closed`, new Error("What was under way could not be stopped otherwise."));
+      engine.terminate();
+    }
+  }
+
+  #mayEnd(): boolean {
+    return !this.dirty || confirm("The work that is under way cannot be stopped without closing the image. Close it, and lose the edits that are not saved?");
+  }
+
+  /** Opens again what was closed by itself. */
+  async reopen(): Promise<void> {
+    if (this.opened !== undefined) {
+      await this.open(this.opened);
+    }
+  }
+
+  /** Makes a report that failed once more. */
+  async again(report: Lazy<unknown>): Promise<void> {
+    const name = (Object.keys(this.reports) as ReportName[]).find((one) => this.reports[one] === report);
+    if (name !== undefined) {
+      this.reports[name] = NONE;
+      await this.need(name);
+    }
+  }
+
+  /** Shows the part of a map that begins at `start`: a map has as many runs as can be held. */
+  turn(side: Side, start: number): void {
+    const known = this.parts[side].filter((one) => one < start);
+    this.parts = { ...this.parts, [side]: [...known, start] };
+    this.reports[side] = NONE;
+    this.changed();
+    void this.need(side);
   }
 
   /** Reads what is known of the image as a whole. */
@@ -215,7 +306,7 @@ export class Session extends EventTarget {
       set({ state: "ready", value });
       return value;
     } catch (error) {
-      set({ state: "failed", why: reason(error) });
+      set({ state: "failed", why: isStopped(error) ? STOPPED : reason(error) });
       return undefined;
     }
   }
@@ -223,9 +314,12 @@ export class Session extends EventTarget {
   async #make(name: ReportName, image: RemoteImage, progress: (done: number) => void): Promise<Reports[ReportName]> {
     switch (name) {
       case "host":
-        return hostRuns(await clusterPages(image, progress));
-      case "guest":
-        return guestRuns(await image.map(), this.facts?.clusterSize || 65536, this.facts?.virtualSize ?? 0);
+        return hostRuns(await image.clusters({ host_offset: this.parts.host.at(-1) ?? 0, max_rows: MAX_ROWS.host, progress }));
+      case "guest": {
+        const offset = this.parts.guest.at(-1) ?? 0;
+        const rows = await image.map({ offset, max_rows: MAX_ROWS.guest });
+        return guestRuns(rows, offset, this.facts?.clusterSize || 65536, this.facts?.virtualSize ?? 0);
+      }
       case "analysis":
         return image.analyze({ progress });
       case "check":
@@ -240,17 +334,21 @@ export class Session extends EventTarget {
   }
 
   /** Changes the image; what went wrong goes back, and is told. */
-  async edit(title: string, change: (image: RemoteImage) => Promise<unknown>): Promise<boolean> {
+  async edit(title: string, change: (image: RemoteImage, progress: Progress) => Promise<unknown>): Promise<boolean> {
     const image = this.image;
     if (image === undefined || this.busy !== undefined) {
       return false;
     }
     this.busy = title;
     this.changed();
+    const progress = (part: number): void => {
+      this.busy = `${title}, ${percent(part, 1)}`;
+      this.changed();
+    };
     const checkpoint = await image.checkpoint();
     let done = false;
     try {
-      await change(image);
+      await change(image, progress);
       await image.flush();
       this.edits.push({ title, checkpoint });
       if (this.edits.length > MAX_UNDO) {
@@ -264,7 +362,10 @@ export class Session extends EventTarget {
     } catch (error) {
       await image.rollback(checkpoint).catch(() => undefined);
       await image.dropCheckpoint(checkpoint).catch(() => undefined);
-      this.notice = `${title}: ${reason(error)}`;
+      if (this.image !== image) {
+        return false;
+      }
+      this.notice = `${title}: ${isStopped(error) ? "stopped, and taken back" : reason(error)}`;
       this.say(`Not done: ${this.notice}`);
     }
     await this.#anew();
@@ -297,6 +398,8 @@ export class Session extends EventTarget {
     this.revision += 1;
     this.reports = noReports();
     await this.#look().catch((error: unknown) => this.fail("The image cannot be shown any more", error));
+    const within = (starts: readonly number[], end = 0): number[] => starts.filter((start) => start === 0 || start < end);
+    this.parts = { host: within(this.parts.host, this.facts?.fileLength), guest: within(this.parts.guest, this.facts?.virtualSize) };
     this.busy = undefined;
     this.changed();
     for (const name of shown) {
@@ -309,8 +412,21 @@ export class Session extends EventTarget {
     const end = side === "host" ? this.facts?.fileLength : this.facts?.virtualSize;
     this.place = { side, offset: Math.max(0, Math.min(offset, Math.max(0, (end ?? 1) - 1))) };
     this.pane = pane ?? this.pane;
+    this.#showPart(side);
     this.dispatchEvent(new Event("place"));
     this.changed();
+  }
+
+  /** Turns to the part of the map that holds the place. */
+  #showPart(side: Side): void {
+    const runs = this.reports[side];
+    const { offset } = this.place;
+    if (runs.state !== "ready" || (offset >= runs.value.first && (offset < runs.value.end || runs.value.next === undefined))) {
+      return;
+    }
+    const unit = runs.value.unit;
+    const known = this.parts[side].findLast((start) => start <= offset);
+    this.turn(side, offset < runs.value.first && known !== undefined ? known : offset === runs.value.next ? offset : offset - (offset % unit));
   }
 
   select(selection: Selection | undefined): void {
@@ -337,13 +453,15 @@ function noReports(): Session["reports"] {
   return { host: NONE, guest: NONE, analysis: NONE, check: NONE, partitions: NONE, regions: NONE, snapshots: NONE };
 }
 
-async function clusterPages(image: RemoteImage, progress: (done: number) => void) {
-  const pages = [await image.clusters({ progress })];
-  for (let next = pages[0]?.next; typeof next === "number" && pages.length < MAX_PAGES; next = pages.at(-1)?.next) {
-    pages.push(await image.clusters({ host_offset: next, progress }));
-  }
-  return pages;
+/** Whether work ended because a person stopped it. */
+function isStopped(error: unknown): boolean {
+  return error instanceof Error && error.name === "AbortError";
 }
+
+const WORK: Readonly<Record<ReportName, string>> = {
+  host: "Reading the map of the file", guest: "Reading the map of the disk", analysis: "Reading the space ledger", check: "Checking",
+  partitions: "Reading the partitions", regions: "Reading the structures", snapshots: "Reading the snapshots",
+};
 
 /** Whether an address is another server's. */
 function isForeign(input: RemoteInput): boolean {

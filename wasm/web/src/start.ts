@@ -2,7 +2,7 @@
 
 import { html } from "lit";
 import { customElement } from "lit/decorators.js";
-import { openFiles, openSample, openUrl } from "./ui/files.ts";
+import { chosen, openFiles, openSample, openUrl } from "./ui/files.ts";
 import { View } from "./view.ts";
 
 const SAMPLES: readonly { file: string; title: string; about: string }[] = [
@@ -14,8 +14,8 @@ const SAMPLES: readonly { file: string; title: string; about: string }[] = [
 @customElement("qcow-start")
 export class Start extends View {
   protected override render(): unknown {
-    const chosen = (event: Event): void => {
-      void openFiles([...((event.target as HTMLInputElement).files ?? [])]);
+    const given = (event: Event): void => {
+      void openFiles(chosen((event.target as HTMLInputElement).files ?? []));
     };
     return html`<div class="start">
       <h1>Look into a qcow2 image</h1>
@@ -24,8 +24,8 @@ export class Start extends View {
         <p class="drop-title">Drop an image here</p>
         <p class="muted">or several, or a folder, with a whole backing chain</p>
         <div class="buttons">
-          <label class="button primary"><input type="file" class="sr" multiple @change=${chosen} data-open="file">Choose a file…</label>
-          <label class="button"><input type="file" class="sr" webkitdirectory @change=${chosen} data-open="folder">Choose a folder…</label>
+          <label class="button primary"><input type="file" class="sr" multiple @change=${given} data-open="file">Choose a file…</label>
+          <label class="button"><input type="file" class="sr" webkitdirectory @change=${given} data-open="folder">Choose a folder…</label>
         </div>
       </div>
       <form class="url-line" @submit=${(event: SubmitEvent) => {

@@ -32,7 +32,8 @@ export function whenReady<T>(report: Lazy<T>, what: string, show: (value: T) => 
     case "ready":
       return show(report.value);
     case "failed":
-      return html`<div class="message error" role="status"><strong>No ${what}.</strong> ${report.why}</div>`;
+      return html`<div class="message error" role="status"><strong>No ${what}.</strong> ${report.why}
+        <button type="button" class="small" @click=${() => void session.again(report)}>Try again</button></div>`;
     case "loading":
       return html`<div class="message" role="status">Reading the ${what}… ${report.done > 0 ? percent(report.done, 1) : nothing}</div>`;
     case "none":

@@ -51,14 +51,16 @@ export function zoom(now: { perCell: number; size: number }, closer: boolean, mo
   return place > 0 ? { perCell: 1, size: SIZES[place - 1] ?? now.size } : { ...now, perCell: Math.min(now.perCell * 2, most) };
 }
 
-/** Bytes of each kind in cells `first .. end`: a row of numbers for each cell. */
+/** Bytes of each kind in cells `first .. end`, from where the runs begin: a row of numbers for each cell. */
 export function shares(runs: Runs, bytes: number, first: number, end: number): Float64Array {
   const kinds = runs.kinds.length;
   const found = new Float64Array(Math.max(0, end - first) * kinds);
-  let run = runAt(runs, first * bytes);
+  const origin = runs.first;
+  let run = runAt(runs, origin + first * bytes);
   for (; run < runs.offset.length; run += 1) {
-    let at = Math.max(runs.offset[run] ?? 0, first * bytes);
-    const stop = Math.min((runs.offset[run] ?? 0) + (runs.length[run] ?? 0), end * bytes);
+    const from = (runs.offset[run] ?? 0) - origin;
+    let at = Math.max(from, first * bytes);
+    const stop = Math.min(from + (runs.length[run] ?? 0), end * bytes);
     if (at >= end * bytes) {
       break;
     }

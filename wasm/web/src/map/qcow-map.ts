@@ -70,6 +70,15 @@ export class QcowMap extends LitElement {
     return this.runs === undefined || width <= 0 ? undefined : makeGrid(this.runs, width, this.view.perCell, this.view.size);
   }
 
+  /** Cells count from where the runs begin. */
+  #cellOf(offset: number, grid: Grid): number {
+    return Math.floor((offset - (this.runs?.first ?? 0)) / grid.bytes);
+  }
+
+  #offsetOf(cell: number, grid: Grid): number {
+    return (this.runs?.first ?? 0) + cell * grid.bytes;
+  }
+
   get #shownRows(): number {
     return Math.max(1, Math.floor(this.#height / this.view.size));
   }
@@ -83,7 +92,7 @@ export class QcowMap extends LitElement {
     const grid = this.#grid;
     if (grid !== undefined) {
       if (changed.has("place") && this.runs !== undefined) {
-        const row = Math.floor(this.place / grid.bytes / grid.columns);
+        const row = Math.floor(this.#cellOf(this.place, grid) / grid.columns);
         this.top = Math.min(row, Math.max(this.top, row - this.#shownRows + 1));
       }
       this.top = Math.max(0, Math.min(this.top, grid.rows - this.#shownRows));
@@ -203,7 +212,7 @@ export class QcowMap extends LitElement {
     const { size } = grid;
     const box = (cell: number): [number, number] => [(cell % grid.columns) * size, (Math.floor(cell / grid.columns) - this.top) * size];
     if (this.selection !== undefined) {
-      const [from, to] = [Math.floor(this.selection.start / grid.bytes), Math.ceil(this.selection.end / grid.bytes)];
+      const [from, to] = [this.#cellOf(this.selection.start, grid), this.#cellOf(this.selection.end - 1, grid) + 1];
       const [first, end] = [Math.max(from, this.top * grid.columns), Math.min(to, (this.top + this.#shownRows + 1) * grid.columns, grid.cells)];
       draw.fillStyle = palette.select;
       for (let cell = first; cell < end; cell += 1) {
@@ -214,7 +223,7 @@ export class QcowMap extends LitElement {
         draw.fillRect(x - 0.5, y + size - 2, size, 1.5);
       }
     }
-    const [x, y] = box(Math.min(Math.floor(Math.min(this.place, runs.total - 1) / grid.bytes), grid.cells - 1));
+    const [x, y] = box(Math.max(0, Math.min(this.#cellOf(Math.min(this.place, runs.end - 1), grid), grid.cells - 1)));
     draw.lineWidth = 2;
     draw.strokeStyle = palette.ground;
     draw.strokeRect(x - 2.5, y - 2.5, size + 4, size + 4);
@@ -254,11 +263,11 @@ export class QcowMap extends LitElement {
     const box = this.#frame.getBoundingClientRect();
     const [x, y] = [event.clientX - box.left - this.#frame.clientLeft, event.clientY - box.top - this.#frame.clientTop];
     if (x > this.#width - MINIMAP - 2) {
-      return { offset: Math.floor((y / this.#height) * this.runs.total), x, y, mini: true };
+      return { offset: this.runs.first + Math.floor((y / this.#height) * this.runs.total), x, y, mini: true };
     }
     const column = Math.min(grid.columns - 1, Math.max(0, Math.floor(x / grid.size)));
     const cell = (this.top + Math.max(0, Math.floor(y / grid.size))) * grid.columns + column;
-    return cell >= grid.cells ? undefined : { offset: cell * grid.bytes, x, y, mini: false };
+    return cell >= grid.cells ? undefined : { offset: this.#offsetOf(cell, grid), x, y, mini: false };
   }
 
   readonly #down = (event: PointerEvent): void => {
@@ -318,10 +327,10 @@ export class QcowMap extends LitElement {
     };
     const step = steps[event.key];
     if (step !== undefined) {
-      const cell = Math.floor(this.place / grid.bytes);
-      const next = Math.max(0, Math.min(grid.cells - 1, cell + step)) * grid.bytes;
+      const cell = this.#cellOf(this.place, grid);
+      const next = this.#offsetOf(Math.max(0, Math.min(grid.cells - 1, cell + step)), grid);
       if (event.shiftKey) {
-        this.#anchor ??= cell * grid.bytes;
+        this.#anchor ??= this.#offsetOf(cell, grid);
         this.#extend(next);
       } else {
         this.#anchor = undefined;
@@ -356,7 +365,7 @@ export class QcowMap extends LitElement {
     const grid = this.#grid;
     const from = this.#anchor ?? to;
     if (grid !== undefined && this.runs !== undefined) {
-      this.#choose({ start: Math.min(from, to), end: Math.min(Math.max(from, to) + grid.bytes, this.runs.total) });
+      this.#choose({ start: Math.min(from, to), end: Math.min(Math.max(from, to) + grid.bytes, this.runs.end) });
     }
   }
 
@@ -374,7 +383,7 @@ export class QcowMap extends LitElement {
       this.view = zoom(this.view, closer, most);
       const grid = this.#grid;
       if (grid !== undefined) {
-        this.top = Math.floor(this.place / grid.bytes / grid.columns) - Math.floor(this.#shownRows / 2);
+        this.top = Math.floor(this.#cellOf(this.place, grid) / grid.columns) - Math.floor(this.#shownRows / 2);
       }
     }
   }

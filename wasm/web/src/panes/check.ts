@@ -73,8 +73,8 @@ export class CheckPane extends View {
       <p>The file stays as it is: repairs are edits, to be looked at, undone or saved.</p>
       <div class="buttons">
         <button type="button" ?disabled=${!ready} @click=${() => void this.#plan()}>See what a repair would do</button>
-        <button type="button" class="primary" ?disabled=${!ready} @click=${() => void this.session.edit("repair", (image) => image.repair())}>Repair all</button>
-        <button type="button" ?disabled=${!ready} @click=${() => void this.session.edit("repair of leaks", (image) => image.repair({ level: "leaks" }))}>Leaks only</button>
+        <button type="button" class="primary" ?disabled=${!ready} @click=${() => void this.session.edit("repair", (image, progress) => image.repair({ progress }))}>Repair all</button>
+        <button type="button" ?disabled=${!ready} @click=${() => void this.session.edit("repair of leaks", (image, progress) => image.repair({ level: "leaks", progress }))}>Leaks only</button>
       </div>
       ${this.#planned()}</section>`;
   }

@@ -3,7 +3,7 @@
 import { html, nothing } from "lit";
 import { customElement, state } from "lit/decorators.js";
 import type { DiscardPolicy, DiscardReport, GuestRange, StateBytes } from "qcowkit/client";
-import { bytes, hex, parseSize, plural, reason, words } from "../format.ts";
+import { bytes, count, hex, parseSize, plural, reason, words } from "../format.ts";
 import { runAt } from "../model.ts";
 import { View } from "../view.ts";
 
@@ -48,20 +48,21 @@ export class EditPane extends View {
     }
   }
 
-  /** The selection as parts of the disk. */
-  #ranges(): GuestRange[] {
+  /** The selection as parts of the disk, and why there may be more of them than these. */
+  #chosen(): { ranges: GuestRange[]; short: string } {
     const { selection, reports } = this.session;
     if (selection === undefined) {
-      return [];
+      return { ranges: [], short: "" };
     }
     if (selection.side === "guest") {
-      return [{ offset: selection.start, length: selection.end - selection.start }];
+      return { ranges: [{ offset: selection.start, length: selection.end - selection.start }], short: "" };
     }
     if (reports.host.state !== "ready") {
-      return [];
+      return { ranges: [], short: "" };
     }
     const runs = reports.host.value;
     const ranges: GuestRange[] = [];
+    const beyond = selection.start < runs.first || (selection.end > runs.end && runs.next !== undefined);
     for (let run = runAt(runs, selection.start); run < runs.offset.length && ranges.length < MAX_RANGES; run += 1) {
       const at = runs.offset[run] ?? 0;
       const [from, to] = [Math.max(at, selection.start), Math.min(at + (runs.length[run] ?? 0), selection.end)];
@@ -73,7 +74,15 @@ export class EditPane extends View {
         ranges.push({ offset: guest + from - at, length: to - from });
       }
     }
-    return ranges;
+    return {
+      ranges,
+      short: ranges.length >= MAX_RANGES ? `Only the first ${count(MAX_RANGES)} ranges of the selection are taken.`
+        : beyond ? "The selection reaches beyond the part of the map that is shown: only what lies in this part is taken." : "",
+    };
+  }
+
+  #ranges(): GuestRange[] {
+    return this.#chosen().ranges;
   }
 
   async #plan(key: string): Promise<void> {
@@ -136,7 +145,7 @@ export class EditPane extends View {
 
   #discard(ready: boolean): unknown {
     const { plans } = this;
-    const ranges = this.#ranges();
+    const { ranges, short } = this.#chosen();
     const all = ranges.reduce((sum, range) => sum + range.length, 0);
     if (ranges.length === 0) {
       return html`<section><h2>Discard</h2><p class="muted">${this.session.selection === undefined
@@ -149,6 +158,7 @@ export class EditPane extends View {
       return before === after ? html`<span class="muted">${bytes(after)}</span>` : html`${bytes(after)} <span class=${after > before ? "up" : "down"}>${after > before ? "+" : "−"}${bytes(Math.abs(after - before))}</span>`;
     };
     return html`<section><h2>Discard ${bytes(all)}${ranges.length > 1 ? ` in ${plural(ranges.length, "range")}` : ""}</h2>
+      ${short === "" ? nothing : html`<p class="message">${short}</p>`}
       <p class="muted">What would become of the selected bytes under each policy. Whole clusters only, as everywhere.</p>
       <div class="wide" tabindex="0" role="group" aria-label="Plans by policy"><table class="data plans"><caption class="sr">Plans by policy</caption>
         <thead><tr><th scope="col">Afterwards</th>${POLICIES.map((policy) => html`<th scope="col" class="numeric" title=${policy.help}>${policy.title}</th>`)}</tr></thead>

@@ -47,6 +47,7 @@ export class LabPane extends View {
   @state() private metric: Metric = METRICS[0] as Metric;
   @state() private side: "host" | "guest" = "host";
   @state() private source: "churn" | "trace" = "churn";
+  @state() private begin: "empty" | "image" = "empty";
   #generation = 0;
   #last = 0;
   readonly #still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -92,7 +93,7 @@ export class LabPane extends View {
         <label><span>Full to</span> <input name="fill" size="3" value="70" required> %</label>
         <label><span>Trim</span> <select name="trim"><option value="2000">every 2000 operations</option><option value="online">at once</option><option value="never">never</option></select></label>
         <label><span>Seed</span> <input name="seed" size="4" value="1" required></label>`}
-      <label><span>Begin with</span> <select name="begin"><option value="empty">an empty disk</option>${this.session.image === undefined ? nothing : html`<option value="image">the open image</option>`}</select></label>
+      <label><span>Begin with</span> <select name="begin" @change=${(event: Event) => { this.begin = (event.target as HTMLSelectElement).value as "empty"; }}><option value="empty">an empty disk</option>${this.session.image === undefined ? nothing : html`<option value="image">the open image</option>`}</select></label>
     </fieldset>`;
   }
 
@@ -100,8 +101,8 @@ export class LabPane extends View {
     return html`<fieldset class="policy-${name.toLowerCase()}"><legend>Policy ${name}</legend>
       <label><span>Discards</span> <select name="policy-${name}">${POLICIES.map((policy) => html`<option ?selected=${policy === chosen}>${policy}</option>`)}</select></label>
       <label><span>Allocator</span> <select name="allocator-${name}">${ALLOCATORS.map((one) => html`<option value=${one}>${one.replace("-", " ")}</option>`)}</select></label>
-      <label><span>Clusters</span> <select name="cluster-${name}">${[16, 64, 128, 512, 2048].map((size) => html`<option value=${size * 1024} ?selected=${size === 64}>${bytes(size * 1024)}</option>`)}</select></label>
-      <label class="check"><input type="checkbox" name="sub-${name}"> subclusters</label>
+      ${this.begin === "image" && this.session.image !== undefined ? html`<p class="muted">Clusters as the image has them.</p>` : html`<label><span>Clusters</span> <select name="cluster-${name}">${[16, 64, 128, 512, 2048].map((size) => html`<option value=${size * 1024} ?selected=${size === 64}>${bytes(size * 1024)}</option>`)}</select></label>
+      <label class="check"><input type="checkbox" name="sub-${name}"> subclusters</label>`}
     </fieldset>`;
   }
 
@@ -268,8 +269,8 @@ async function read(form: FormData, source: "churn" | "trace", image: LabInput["
   const config = (name: "A" | "B"): LabConfig => ({
     base: String(form.get(`policy-${name}`)) as (typeof POLICIES)[number],
     allocation: String(form.get(`allocator-${name}`)) as (typeof ALLOCATORS)[number],
-    cluster_size: Number(form.get(`cluster-${name}`)),
-    extended_l2: form.has(`sub-${name}`),
+    // Without them: those of the image that it begins with.
+    ...(form.has(`cluster-${name}`) ? { cluster_size: Number(form.get(`cluster-${name}`)), extended_l2: form.has(`sub-${name}`) } : {}),
   });
   const configs = [config("A"), config("B")] as const;
   const begin = form.get("begin") === "image" ? image : undefined;

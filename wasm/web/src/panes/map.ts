@@ -8,6 +8,7 @@ import "../map/qcow-map.ts";
 import type { MapPlace, MapSelect } from "../map/qcow-map.ts";
 import { runAt, sums } from "../model.ts";
 import type { Runs, Side } from "../model.ts";
+import { partsLine } from "../ui/parts.ts";
 import { View, whenReady } from "../view.ts";
 import "../ui/swatch.ts";
 
@@ -80,14 +81,14 @@ export class MapPane extends View {
   #map(runs: Runs): unknown {
     const { place, selection } = this.session;
     return html`
-      <qcow-map .runs=${runs} .place=${place.side === runs.side ? place.offset : 0}
+      <qcow-map .runs=${runs} .place=${place.side === runs.side ? Math.max(place.offset, runs.first) : runs.first}
         .selection=${selection?.side === runs.side ? selection : undefined}
         label=${runs.side === "host" ? "Map of the file" : "Map of the disk"}
         @map-place=${(event: MapPlace) => this.session.goTo(runs.side, event.detail.offset)}
         @map-say=${(event: CustomEvent<string>) => this.session.say(event.detail)}
         @map-select=${(event: MapSelect) => this.session.select(event.detail === null ? undefined : { side: runs.side, ...event.detail })}
         @map-open=${(event: MapPlace) => this.#open(runs, event.detail.offset)}></qcow-map>
-      ${runs.cut ? html`<p class="message">The map ends at ${hex(runs.total)}: what follows has too many runs to draw at once.</p>` : nothing}
+      ${partsLine(runs)}
       ${this.#legend(runs)}`;
   }
 

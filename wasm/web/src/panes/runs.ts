@@ -2,10 +2,11 @@
 
 import { html, nothing } from "lit";
 import { customElement, query, state } from "lit/decorators.js";
-import { bytes, count, hex, json, reason } from "../format.ts";
+import { bytes, hex, json, plural, reason } from "../format.ts";
 import { runAt } from "../model.ts";
 import type { Runs, Side } from "../model.ts";
 import { csv, download, renamed } from "../ui/download.ts";
+import { partsLine } from "../ui/parts.ts";
 import "../ui/table.ts";
 import type { Column, QcowTable } from "../ui/table.ts";
 import { View, whenReady } from "../view.ts";
@@ -70,12 +71,13 @@ export class RunsPane extends View {
     const only = this.what === "gaps" ? free : this.kind;
     const { place } = this.session;
     return html`<qcow-table label=${this.what === "gaps" ? "Gaps: free runs of the file" : this.what === "host" ? "Runs of the file" : "Runs of the disk"}
-      .columns=${columns} .rows=${runs.offset.length} .data=${`${this.session.revision} ${this.what} ${only}`}
+      .columns=${columns} .rows=${runs.offset.length} .data=${`${this.session.revision} ${this.what} ${only} ${runs.first}`}
       .filter=${only < 0 ? undefined : (row: number) => runs.kind[row] === only}
       .current=${place.side === runs.side ? runAt(runs, place.offset) : -1}
       @row-pick=${(event: CustomEvent<number>) => this.#pick(runs, event.detail)}
       @row-open=${(event: CustomEvent<number>) => this.session.goTo(runs.side, at(event.detail), "map")}></qcow-table>
-      <p class="muted under">${count(runs.offset.length)} runs in all. Enter or a double click shows a run on the map.</p>`;
+      ${partsLine(runs)}
+      <p class="muted under">${plural(runs.offset.length, "run")}${runs.first === 0 && runs.next === undefined ? " in all" : " in this part"}. Enter or a double click shows a run on the map.</p>`;
   }
 
   #pick(runs: Runs, row: number): void {
@@ -85,7 +87,7 @@ export class RunsPane extends View {
     }
   }
 
-  /** CSV is what is shown; JSON is what the command line prints. */
+  /** CSV is what is shown; JSON is what the command line prints. Of a map in parts, both are of this part. */
   async #export(format: "csv" | "json"): Promise<void> {
     const report = this.#side === "host" ? this.session.reports.host : this.session.reports.guest;
     const { image } = this.session;
@@ -94,6 +96,7 @@ export class RunsPane extends View {
       return;
     }
     const runs = report.value;
+    const part = runs.first === 0 && runs.next === undefined ? this.what : `${this.what}-from-${hex(runs.first)}`;
     try {
       if (format === "csv") {
         const rows = this.table.shownRows().map((row) => {
@@ -101,11 +104,12 @@ export class RunsPane extends View {
           return [runs.offset[row] ?? 0, runs.length[row] ?? 0, about.kind, about.refcount, about.owner, runs.across(row) ?? null];
         });
         const across = runs.side === "host" ? "guest_offset" : "host_offset";
-        download(renamed(name, `-${this.what}.csv`), csv(["offset", "length", "kind", "refcount", "owner", across], rows), "text/csv");
+        download(renamed(name, `-${part}.csv`), csv(["offset", "length", "kind", "refcount", "owner", across], rows), "text/csv");
       } else {
-        const rows = this.what === "guest" ? await image.map() : await image.clusterRuns();
+        const rows = this.what === "guest" ? await image.map({ offset: runs.first, length: runs.total })
+          : await image.clusterRuns({ host_offset: runs.first, length: runs.total });
         const chosen = this.what === "gaps" ? (rows as { class?: string }[]).filter((row) => row.class === "free" || row.class === "beyond_last_used") : rows;
-        download(renamed(name, `-${this.what}.json`), json(chosen), "application/json");
+        download(renamed(name, `-${part}.json`), json(chosen), "application/json");
       }
     } catch (error) {
       this.session.notice = `Export: ${reason(error)}`;

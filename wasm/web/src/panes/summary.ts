@@ -2,10 +2,10 @@
 
 import { html, nothing, svg } from "lit";
 import { customElement } from "lit/decorators.js";
-import type { Analysis, Ledger } from "qcowkit/client";
+import type { Analysis, Ledger, Reference } from "qcowkit/client";
 import { bytes, percent, plural } from "../format.ts";
 import { HOST_KINDS, kindOfClass, TITLES } from "../kinds.ts";
-import type { Facts } from "../session.ts";
+import type { Facts, Input } from "../session.ts";
 import { View } from "../view.ts";
 import "../ui/swatch.ts";
 
@@ -37,6 +37,7 @@ export class Summary extends View {
         <div class="chips">${this.#chips(facts)}</div>
       </div>
       ${facts.problem === undefined ? nothing : html`<p class="message error" role="alert"><strong>This image cannot be opened as a disk.</strong> ${facts.problem.message}. What can be shown is shown; Check may be able to repair it.</p>`}
+      ${this.session.missing.map((one) => missing(one, opened))}
       ${this.#key(facts)}
       <dl class="numbers">
         ${number("Disk", bytes(facts.virtualSize), facts.virtualSize)}
@@ -76,17 +77,29 @@ export class Summary extends View {
   /** The password of an encrypted image. */
   #key(facts: Facts): unknown {
     const { opened } = this.session;
-    if (facts.info?.encrypted !== true || opened === undefined || opened.key !== undefined) {
+    const locked = facts.problem?.code === "wrong_key" || facts.problem?.code === "encrypted";
+    if (opened === undefined || !(locked || (facts.info?.encrypted === true && opened.key === undefined))) {
       return nothing;
     }
     const open = (event: SubmitEvent): void => {
       event.preventDefault();
       const key = String(new FormData(event.target as HTMLFormElement).get("key"));
-      void this.session.open({ ...opened, key });
+      if (this.session.mayLeave()) {
+        void this.session.open({ ...opened, key });
+      }
     };
-    return html`<form class="line" @submit=${open}><label>Password <input type="password" name="key" required autocomplete="off"></label><button type="submit">Unlock</button>
+    return html`<form class="line key" @submit=${open}><label>Password <input type="password" name="key" required autocomplete="off"></label><button type="submit">Unlock</button>
       <span class="muted">Needed to read and write guest data; it stays in this page.</span></form>`;
   }
+}
+
+/** A file that the image names and that was not given. */
+function missing(one: Reference, opened: Input | undefined): unknown {
+  const whose = one.depth === 0 ? "This image" : `Layer ${one.depth} of the chain`;
+  const what = one.role === "backing_file" ? `${whose} builds on` : `${whose} keeps its guest data in`;
+  const how = opened?.input instanceof Blob ? "Choose or drop it together with the image, or the folder that holds both." : "Download both to open them together: an image is opened by its address alone.";
+  return html`<p class="message error" role="status" data-missing=${one.role}><strong>${what} “${one.name === "" ? "a file without a name" : one.name}”, which is not among the files that were given.</strong>
+    What would be read from there cannot be shown; everything else is. Nothing that an image names is opened by itself, and nothing outside of what was given can be. ${how}</p>`;
 }
 
 function number(name: string, text: string, value: number): unknown {

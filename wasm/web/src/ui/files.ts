@@ -1,30 +1,46 @@
 /** What a person gives to be opened: files, a folder with a backing chain, an address. */
 
 import { isQcowError } from "../errors.ts";
+import { reason } from "../format.ts";
 import { headerOf, session } from "../session.ts";
 
 /** Files of a folder that are looked at. */
 const MAX_FILES = 256;
 
+/** A file with its place among those that came with it. */
+export interface Given {
+  /** Folders and name, divided by `/`. */
+  readonly path: string;
+  readonly file: File;
+}
+
+/** The files of a choice. */
+export function chosen(files: Iterable<File>): Given[] {
+  return Array.from(files, (file) => ({ path: file.webkitRelativePath || file.name, file }));
+}
+
 /** The files of a drop, those in folders too. */
-export async function dropped(transfer: DataTransfer): Promise<File[]> {
+export async function dropped(transfer: DataTransfer): Promise<Given[]> {
+  const plain = chosen(transfer.files);
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.() ?? null);
   if (entries.every((entry) => entry === null)) {
-    return [...transfer.files];
+    return plain;
   }
-  const files: File[] = [];
+  const files: Given[] = [];
   for (const entry of entries) {
     await collect(entry, files);
   }
   return files;
 }
 
-async function collect(entry: FileSystemEntry | null, into: File[]): Promise<void> {
-  if (entry === null || into.length >= MAX_FILES) {
+async function collect(entry: FileSystemEntry | null, into: Given[]): Promise<void> {
+  // One more than are looked at, to know that there are more.
+  if (entry === null || into.length > MAX_FILES) {
     return;
   }
   if (entry.isFile) {
-    into.push(await new Promise<File>((resolve, reject) => (entry as FileSystemFileEntry).file(resolve, reject)));
+    const file = await new Promise<File>((resolve, reject) => (entry as FileSystemFileEntry).file(resolve, reject));
+    into.push({ path: entry.fullPath.replace(/^\//, "") || file.name, file });
     return;
   }
   const reader = (entry as FileSystemDirectoryEntry).createReader();
@@ -39,44 +55,62 @@ async function collect(entry: FileSystemEntry | null, into: File[]): Promise<voi
   }
 }
 
+/** Says why there is nothing to open; an image that is open stays open. */
+export function refuse(title: string, error: unknown): void {
+  if (session.state === "open") {
+    session.notice = `${title}: ${reason(error)}`;
+    session.say(session.notice);
+    session.changed();
+  } else {
+    session.fail(title, error);
+  }
+}
+
 /** Opens one file; of several, the one at the top of the chain, with the others to be found by name. */
-export async function openFiles(files: readonly File[]): Promise<void> {
+export async function openFiles(all: readonly Given[]): Promise<void> {
+  const files = all.slice(0, MAX_FILES);
   const [only] = files;
   if (only === undefined) {
+    refuse("Nothing to open", new Error("There is no file in what was dropped or chosen."));
     return;
   }
   if (files.length === 1) {
-    await session.open({ name: only.name, input: only });
+    await session.open({ name: only.file.name, path: only.path, input: only.file });
     return;
   }
   try {
-    const tops = await topOf(files.slice(0, MAX_FILES));
+    const tops = await topOf(files);
     const [top] = tops;
     if (top === undefined) {
-      session.fail("Nothing to open", new Error("None of these files is a qcow2 image that no other one builds on."));
+      refuse("Nothing to open", new Error("None of these files is a qcow2 image that no other one builds on."));
       return;
     }
-    await session.open({ name: top.name, input: top, files: Object.fromEntries(files.map((file) => [file.name, file])) });
-    if (tops.length > 1) {
-      session.notice = `Opened ${top.name}. Not opened: ${tops.slice(1).map((file) => file.name).join(", ")}.`;
+    await session.open({ name: top.file.name, path: top.path, input: top.file, files: Object.fromEntries(files.map(({ path, file }) => [path, file])) });
+    const notes = [
+      ...(tops.length > 1 ? [`Opened ${top.path}. Not opened: ${tops.slice(1).map(({ path }) => path).join(", ")}.`] : []),
+      ...(all.length > MAX_FILES ? [`There are more than ${MAX_FILES} files: only the first ${MAX_FILES} were looked at.`] : []),
+    ];
+    if (notes.length > 0) {
+      session.notice = notes.join(" ");
       session.changed();
     }
   } catch (error) {
-    session.fail("These files cannot be read", error);
+    refuse("These files cannot be read", error);
   }
 }
 
 /** Images that no other file is built on, the newest first. */
-async function topOf(files: readonly File[]): Promise<File[]> {
+async function topOf(files: readonly Given[]): Promise<Given[]> {
   const named = new Set<string>();
-  const images: File[] = [];
-  for (const file of files) {
+  const images: Given[] = [];
+  for (const given of files) {
+    const { file } = given;
     try {
       const image = await session.engine.open(file, { tolerant: true, read_only: true });
       const header = await headerOf(image);
       await image.close();
       if ("value" in header) {
-        images.push(file);
+        images.push(given);
         for (const name of [header.value.backing_file, header.value.data_file]) {
           named.add(name?.slice(name.lastIndexOf("/") + 1) ?? "");
         }
@@ -87,7 +121,7 @@ async function topOf(files: readonly File[]): Promise<File[]> {
       }
     }
   }
-  return images.filter((file) => !named.has(file.name)).sort((a, b) => b.lastModified - a.lastModified);
+  return images.filter(({ file }) => !named.has(file.name)).sort((a, b) => b.file.lastModified - a.file.lastModified);
 }
 
 /** An address: an image on this server or another. */
