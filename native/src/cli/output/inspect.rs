@@ -114,16 +114,28 @@ fn header(out: &mut dyn Write, report: &HeaderReport) -> io::Result<()> {
     Ok(())
 }
 
+/// A column of a table of entries.
+struct Column<T> {
+    title: &'static str,
+    align: Align,
+    cell: fn(&T) -> String,
+}
+
+/// A column of numbers.
+fn right<T>(title: &'static str, cell: fn(&T) -> String) -> Column<T> {
+    Column { title, align: Align::Right, cell }
+}
+
+/// A column of words.
+fn left<T>(title: &'static str, cell: fn(&T) -> String) -> Column<T> {
+    Column { title, align: Align::Left, cell }
+}
+
 /// The heading and end that all tables share.
-fn table<T>(
-    out: &mut dyn Write,
-    report: &TableReport<T>,
-    columns: &[(&'static str, Align)],
-    row: impl Fn(&T) -> Vec<String>,
-) -> io::Result<()> {
+fn table<T>(out: &mut dyn Write, report: &TableReport<T>, columns: &[Column<T>]) -> io::Result<()> {
     writeln!(out, "  at host offset {:#x}, {} entries; empty ones are left out", report.host_offset, report.total)?;
-    let mut table = Table::new(columns);
-    report.entries.iter().for_each(|entry| table.row(row(entry)));
+    let mut table = Table::new(&columns.iter().map(|column| (column.title, column.align)).collect::<Vec<_>>());
+    report.entries.iter().for_each(|entry| table.row(columns.iter().map(|column| (column.cell)(entry)).collect()));
     if !table.is_empty() {
         table.print(out, 2)?;
     }
@@ -133,56 +145,46 @@ fn table<T>(
     }
 }
 
+/// An entry as it stands in the file.
+fn raw(entry: u64) -> String {
+    format!("{entry:#018x}")
+}
+
+fn yes_no(is_so: bool) -> String {
+    if is_so { "yes" } else { "no" }.to_owned()
+}
+
 fn l1(out: &mut dyn Write, report: &TableReport<L1EntryReport>) -> io::Result<()> {
-    let columns = [
-        ("index", Align::Right),
-        ("entry", Align::Right),
-        ("guest offset", Align::Right),
-        ("L2 table", Align::Right),
-        ("COPIED", Align::Left),
-        ("faults", Align::Left),
+    let columns: [Column<L1EntryReport>; 6] = [
+        right("index", |entry| entry.index.to_string()),
+        right("entry", |entry| raw(entry.raw)),
+        right("guest offset", |entry| hex(entry.guest_offset)),
+        right("L2 table", |entry| optional(entry.l2_offset)),
+        left("COPIED", |entry| yes_no(entry.copied)),
+        left("faults", |entry| faults(&entry.faults)),
     ];
-    table(out, report, &columns, |entry| {
-        vec![
-            entry.index.to_string(),
-            format!("{:#018x}", entry.raw),
-            hex(entry.guest_offset),
-            optional(entry.l2_offset),
-            if entry.copied { "yes" } else { "no" }.to_owned(),
-            faults(&entry.faults),
-        ]
-    })
+    table(out, report, &columns)
 }
 
 fn l2(out: &mut dyn Write, report: &TableReport<L2EntryReport>) -> io::Result<()> {
-    let columns = [
-        ("index", Align::Right),
-        ("entry", Align::Right),
-        ("guest offset", Align::Right),
-        ("kind", Align::Left),
-        ("host offset", Align::Right),
-        ("COPIED", Align::Left),
-        ("subclusters", Align::Left),
-        ("faults", Align::Left),
+    let columns: [Column<L2EntryReport>; 8] = [
+        right("index", |entry| entry.index.to_string()),
+        right("entry", |entry| raw(entry.raw)),
+        right("guest offset", |entry| hex(entry.guest_offset)),
+        left("kind", |entry| entry.kind.to_string()),
+        right("host offset", l2_place),
+        left("COPIED", |entry| yes_no(entry.copied)),
+        left("subclusters", subclusters),
+        left("faults", |entry| faults(&entry.faults)),
     ];
-    table(out, report, &columns, |entry| {
-        vec![
-            entry.index.to_string(),
-            format!("{:#018x}", entry.raw),
-            hex(entry.guest_offset),
-            entry.kind.to_string(),
-            entry.host_offset.map_or_else(
-                || "-".to_owned(),
-                |offset| match entry.compressed_length {
-                    Some(length) => format!("{offset:#x}+{length}"),
-                    None => hex(offset),
-                },
-            ),
-            if entry.copied { "yes" } else { "no" }.to_owned(),
-            subclusters(entry),
-            faults(&entry.faults),
-        ]
-    })
+    table(out, report, &columns)
+}
+
+fn l2_place(entry: &L2EntryReport) -> String {
+    match (entry.host_offset, entry.compressed_length) {
+        (Some(offset), Some(length)) => format!("{offset:#x}+{length}"),
+        (offset, _) => optional(offset),
+    }
 }
 
 /// One character a subcluster: `#` data, `0` zeros, `.` neither.
@@ -198,53 +200,35 @@ fn subclusters(entry: &L2EntryReport) -> String {
 }
 
 fn refcount_table(out: &mut dyn Write, report: &TableReport<RefcountTableEntryReport>) -> io::Result<()> {
-    let columns = [
-        ("index", Align::Right),
-        ("entry", Align::Right),
-        ("first host offset", Align::Right),
-        ("block", Align::Right),
-        ("faults", Align::Left),
+    let columns: [Column<RefcountTableEntryReport>; 5] = [
+        right("index", |entry| entry.index.to_string()),
+        right("entry", |entry| raw(entry.raw)),
+        right("first host offset", |entry| hex(entry.host_offset)),
+        right("block", |entry| optional(entry.block_offset)),
+        left("faults", |entry| faults(&entry.faults)),
     ];
-    table(out, report, &columns, |entry| {
-        vec![
-            entry.index.to_string(),
-            format!("{:#018x}", entry.raw),
-            hex(entry.host_offset),
-            optional(entry.block_offset),
-            faults(&entry.faults),
-        ]
-    })
+    table(out, report, &columns)
 }
 
 fn refcount_block(out: &mut dyn Write, report: &TableReport<RefcountRun>) -> io::Result<()> {
-    let columns = [
-        ("index", Align::Right),
-        ("host offset", Align::Right),
-        ("clusters", Align::Right),
-        ("refcount", Align::Right),
+    let columns: [Column<RefcountRun>; 4] = [
+        right("index", |run| run.index.to_string()),
+        right("host offset", |run| hex(run.host_offset)),
+        right("clusters", |run| run.clusters.to_string()),
+        right("refcount", |run| run.refcount.to_string()),
     ];
-    table(out, report, &columns, |run| {
-        vec![run.index.to_string(), hex(run.host_offset), run.clusters.to_string(), run.refcount.to_string()]
-    })
+    table(out, report, &columns)
 }
 
 fn bitmap_table(out: &mut dyn Write, report: &TableReport<BitmapTableEntryReport>) -> io::Result<()> {
-    let columns = [
-        ("index", Align::Right),
-        ("entry", Align::Right),
-        ("state", Align::Left),
-        ("host offset", Align::Right),
-        ("faults", Align::Left),
+    let columns: [Column<BitmapTableEntryReport>; 5] = [
+        right("index", |entry| entry.index.to_string()),
+        right("entry", |entry| raw(entry.raw)),
+        left("state", |entry| entry.state.map_or_else(|| "-".to_owned(), |state| format!("{state:?}"))),
+        right("host offset", |entry| optional(entry.host_offset)),
+        left("faults", |entry| faults(&entry.faults)),
     ];
-    table(out, report, &columns, |entry| {
-        vec![
-            entry.index.to_string(),
-            format!("{:#018x}", entry.raw),
-            entry.state.map_or_else(|| "-".to_owned(), |state| format!("{state:?}")),
-            optional(entry.host_offset),
-            faults(&entry.faults),
-        ]
-    })
+    table(out, report, &columns)
 }
 
 fn snapshots(out: &mut dyn Write, reports: &[SnapshotReport]) -> io::Result<()> {
