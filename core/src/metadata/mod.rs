@@ -133,36 +133,31 @@ impl Metadata {
         let grows = storage.capabilities().grows;
         Ok(Self {
             slices: SliceCache::new(&geometry, options.slice_bytes, options.cache_bytes),
-            header,
-            geometry,
-            options,
             l1,
-            l1_dirty: BTreeSet::new(),
             refcounts,
-            unlinked_tables: BTreeSet::new(),
-            tables: guard::TableSet::default(),
-            inactive: guard::Inactive::default(),
-            overlap: OverlapChecks::default(),
-            quarantine: commit::Quarantine::default(),
-            holes: Holes::default(),
-            header_dirty: false,
-            unsynced: false,
-            poisoned: None,
-            free_byte: None,
             opened_length: if grows { storage.len()? } else { u64::MAX },
+            ..Self::bare(header, geometry, options)
         })
     }
 
     /// The same without any table: for handles that only move bytes.
     pub(crate) fn without_tables(&self) -> Self {
         Self {
-            slices: SliceCache::new(&self.geometry, self.options.slice_bytes, 0),
-            header: self.header.clone(),
-            geometry: self.geometry,
-            options: self.options.clone(),
+            opened_length: self.opened_length,
+            ..Self::bare(self.header.clone(), self.geometry, self.options.clone())
+        }
+    }
+
+    /// Knows the header and nothing else.
+    fn bare(header: HeaderArea, geometry: Geometry, options: MetadataOptions) -> Self {
+        Self {
+            slices: SliceCache::new(&geometry, options.slice_bytes, 0),
+            header,
+            geometry,
+            options,
             l1: Vec::new(),
             l1_dirty: BTreeSet::new(),
-            refcounts: Refcounts::without_table(self.geometry),
+            refcounts: Refcounts::without_table(geometry),
             unlinked_tables: BTreeSet::new(),
             tables: guard::TableSet::default(),
             inactive: guard::Inactive::default(),
@@ -173,7 +168,7 @@ impl Metadata {
             unsynced: false,
             poisoned: None,
             free_byte: None,
-            opened_length: self.opened_length,
+            opened_length: u64::MAX,
         }
     }
 

@@ -80,20 +80,7 @@ impl Refcounts {
         let mut table = vec![0u64; raw.len() / 8];
         BigEndian::read_u64_into(&raw, &mut table);
         let bound = if storage.capabilities().grows { None } else { Some(storage.len()? >> geometry.cluster_bits()) };
-        Ok(Self {
-            geometry,
-            table,
-            table_offset,
-            table_clusters,
-            blocks: BTreeMap::new(),
-            block_clusters: BTreeSet::new(),
-            unlinked: BTreeSet::new(),
-            moved: Vec::new(),
-            hint: 0,
-            clock: 0,
-            high_water: 0,
-            bound,
-        })
+        Ok(Self { table, table_offset, table_clusters, bound, ..Self::without_table(geometry) })
     }
 
     /// Of an image that is not asked for refcounts.
