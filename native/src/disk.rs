@@ -2,9 +2,8 @@
 
 use std::path::Path;
 
-use qcowkit_core::format::HostOffset;
-use qcowkit_core::image::{Content, DetectZeroes, Extent, Image, Layer, LayerFormat, OpenOptions, Preallocation};
-use qcowkit_core::storage::{ReadStorage, Storage, StorageExtentKind, ZeroMode};
+use qcowkit_core::image::{DetectZeroes, Extent, Image, Layer, LayerFormat, OpenOptions, Preallocation, raw_extent};
+use qcowkit_core::storage::{ReadStorage, Storage, ZeroMode};
 use qcowkit_core::{Error, ErrorKind, Result};
 
 use crate::file::FileStorage;
@@ -104,15 +103,7 @@ impl RawDisk {
 
     pub(crate) fn next_extent(&self, offset: u64, length: u64) -> Result<Extent> {
         self.range(offset, length)?;
-        let found = self.storage.next_extent(offset)?;
-        let host_offset = HostOffset::new(offset);
-        let content = match found.kind {
-            StorageExtentKind::Data | StorageExtentKind::Unknown => Content::Data { host_offset },
-            StorageExtentKind::Hole => Content::Zero { host_offset: Some(host_offset) },
-        };
-        // A file that ends inside its last sector reads as zeros there.
-        let length = if found.length == 0 { length } else { length.min(found.length) };
-        Ok(Extent { guest_offset: offset, length, depth: 0, content })
+        raw_extent(&self.storage, offset, length)
     }
 
     pub(crate) fn storage(&self) -> &FileStorage {

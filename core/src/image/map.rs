@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use super::{Image, Layer};
 use crate::error::{Error, ErrorKind, Result, Structure};
 use crate::format::{CompressedRange, Geometry, GuestOffset, HostOffset, L2Entry};
-use crate::storage::{Storage, StorageExtentKind};
+use crate::storage::{ReadStorage, Storage, StorageExtentKind};
 
 /// What a run of guest bytes is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -211,7 +211,11 @@ impl<S: Storage> Image<S> {
     }
 }
 
-fn raw_extent<S: Storage>(storage: &S, offset: u64, length: u64) -> Result<Extent> {
+/// What lies at `offset` of a raw disk, which has `length` bytes left: where the store knows of a hole there are zeros.
+///
+/// # Errors
+/// When the store fails.
+pub fn raw_extent(storage: &impl ReadStorage, offset: u64, length: u64) -> Result<Extent> {
     let found = storage.next_extent(offset)?;
     let host_offset = HostOffset::new(offset);
     let content = match found.kind {

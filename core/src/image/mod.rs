@@ -42,7 +42,7 @@ pub(crate) use bitmaps::read_directory;
 pub use bitmaps::{BitmapSummary, DirtyBits, DroppedBitmap, MAX_BITMAP_MEMORY};
 pub use commit_into::{CommitPiece, CommitPlan, CommitReport};
 pub use create::{CreateOptions, Preallocation};
-pub use map::{Content, Extent};
+pub use map::{Content, Extent, raw_extent};
 pub use mover::Mover;
 pub use open::{AllowNone, Found, LayerFormat, Opener, Reference, Role, read_header};
 pub use options::{DetectZeroes, OpenOptions};
