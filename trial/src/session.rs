@@ -163,20 +163,7 @@ pub fn record(scenario: &Scenario, seed: u64) -> Session {
         super::walk::walk(&base).unwrap();
         assert!(view_of_snapshot(&base).is_some());
     }
-    let mut recorder = Recorder {
-        scenario,
-        image: None,
-        model,
-        rng,
-        backing,
-        flushed: Vec::new(),
-        changes: Vec::new(),
-        taken: Vec::new(),
-        applied: Vec::new(),
-        operations: BTreeMap::new(),
-        places: None,
-        stamp: 0,
-    };
+    let mut recorder = Recorder::new(scenario, model, rng, backing);
     let events = recorder.run(&base);
     let Recorder { backing, flushed, changes, taken, applied, operations, .. } = recorder;
     Session { base, backing, snapshot, events, flushed, changes, taken, applied, operations }
@@ -191,20 +178,7 @@ fn with_snapshot(
     rng: &mut Rng,
 ) -> (Vec<u8>, Vec<u8>) {
     for room in 0..20 {
-        let mut recorder = Recorder {
-            scenario,
-            image: None,
-            model: model.clone(),
-            rng: rng.clone(),
-            backing: backing.map(<[u8]>::to_vec),
-            flushed: Vec::new(),
-            changes: Vec::new(),
-            taken: Vec::new(),
-            applied: Vec::new(),
-            operations: BTreeMap::new(),
-            places: None,
-            stamp: 0,
-        };
+        let mut recorder = Recorder::new(scenario, model.clone(), rng.clone(), backing.map(<[u8]>::to_vec));
         recorder.open(RecordingStorage::new(MemoryStorage::from_bytes(&base)));
         for _ in 0..10 + room {
             recorder.write();
@@ -219,7 +193,24 @@ fn with_snapshot(
     panic!("no room for a snapshot");
 }
 
-impl Recorder<'_> {
+impl<'a> Recorder<'a> {
+    fn new(scenario: &'a Scenario, model: Vec<u8>, rng: Rng, backing: Option<Vec<u8>>) -> Self {
+        Self {
+            scenario,
+            image: None,
+            model,
+            rng,
+            backing,
+            flushed: Vec::new(),
+            changes: Vec::new(),
+            taken: Vec::new(),
+            applied: Vec::new(),
+            operations: BTreeMap::new(),
+            places: None,
+            stamp: 0,
+        }
+    }
+
     fn run(&mut self, base: &[u8]) -> Vec<StorageEvent> {
         self.open(RecordingStorage::new(MemoryStorage::from_bytes(base)));
         self.flushed.push(Flushed { events: 0, content: self.model.clone() });
