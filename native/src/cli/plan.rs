@@ -238,20 +238,20 @@ impl OpenArgs {
         format: Option<&str>,
         writable: bool,
     ) -> Result<Source, Failure> {
-        let secrets = self.keys.secrets(personality)?;
+        let secrets = self.change.keys.secrets(personality)?;
         let mut request = OpenRequest {
             backing: self.backing_policy(personality),
             force_share: self.force_share,
-            data_file: self.data_file.clone(),
+            data_file: self.change.data_file.clone(),
             repaired: if personality.is_own() { tell_repair } else { tell_repair_as_qemu },
             ..OpenRequest::default()
         };
         request.options.read_only = !writable;
-        if self.image_opts {
+        if self.change.image_opts {
             if format.is_some() {
                 return Err(Failure::usage("--image-opts and --format are mutually exclusive"));
             }
-            let source = Source::new(PathBuf::new(), request).with_keys(&self.keys)?;
+            let source = Source::new(PathBuf::new(), request).with_keys(&self.change.keys)?;
             return image_opts(file, source, &secrets).map_err(|failure| match personality {
                 Personality::QemuImg if failure.message.starts_with("No secret with id") => {
                     Failure::new(format!("Could not open '{}': {}", file.display(), failure.message))
@@ -260,13 +260,13 @@ impl OpenArgs {
             });
         }
         request.format = format.map(|name| known_format(name, file)).transpose()?;
-        Source::new(file.into(), request).with_keys(&self.keys)
+        Source::new(file.into(), request).with_keys(&self.change.keys)
     }
 
     /// Which files that an image names may be opened.
     #[must_use]
     pub(crate) fn backing_policy(&self, personality: Personality) -> BackingPolicy {
-        match self.backing_files {
+        match self.change.backing_files {
             Some(BackingChoice::Deny) => BackingPolicy::Deny,
             Some(BackingChoice::SameDir) => BackingPolicy::SameDirectory,
             Some(BackingChoice::Follow) => BackingPolicy::Follow,

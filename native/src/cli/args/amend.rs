@@ -2,8 +2,7 @@ use std::ffi::OsString;
 
 use clap::Args;
 
-use super::SlotKeyArgs;
-use super::reshape::ChangeArgs;
+use super::{ChangeArgs, SlotKeyArgs};
 
 /// `amend`.
 #[derive(Debug, Clone, Args)]

@@ -213,6 +213,13 @@ pub(crate) struct OpenArgs {
     /// Look at an image that is in use: take no locks
     #[arg(short = 'U', long)]
     pub(crate) force_share: bool,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+}
+
+/// What verbs share that open images in order to change them: there is no way to do that without locks.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ChangeArgs {
     /// Which backing and data files that an image names may be opened [default: same-dir; as qemu-img: follow]
     #[arg(long, value_name = "WHICH")]
     pub(crate) backing_files: Option<BackingChoice>,
@@ -224,6 +231,14 @@ pub(crate) struct OpenArgs {
     pub(crate) image_opts: bool,
     #[command(flatten)]
     pub(crate) keys: KeyArgs,
+}
+
+impl ChangeArgs {
+    /// The same as arguments of an opening, with locks.
+    #[must_use]
+    pub(crate) fn open(&self) -> OpenArgs {
+        OpenArgs { force_share: false, change: self.clone() }
+    }
 }
 
 /// What verbs share that look at one image, whatever its format.

@@ -1,39 +1,8 @@
 use std::ffi::OsString;
-use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{BackingChoice, KeyArgs, OpenArgs};
-
-/// What verbs share that open images in order to change them: there is no way to do that without locks.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct ChangeArgs {
-    /// Which backing and data files that an image names may be opened [default: same-dir; as qemu-img: follow]
-    #[arg(long, value_name = "WHICH")]
-    pub(crate) backing_files: Option<BackingChoice>,
-    /// The data file of the image, instead of the one that it names
-    #[arg(long, value_name = "FILE")]
-    pub(crate) data_file: Option<PathBuf>,
-    /// The file name is a list of options: driver=FORMAT,file.filename=NAME,encrypt.key-secret=NAME
-    #[arg(long)]
-    pub(crate) image_opts: bool,
-    #[command(flatten)]
-    pub(crate) keys: KeyArgs,
-}
-
-impl ChangeArgs {
-    /// The same as arguments of an opening, with locks.
-    #[must_use]
-    pub(crate) fn open(&self) -> OpenArgs {
-        OpenArgs {
-            force_share: false,
-            backing_files: self.backing_files,
-            data_file: self.data_file.clone(),
-            image_opts: self.image_opts,
-            keys: self.keys.clone(),
-        }
-    }
-}
+use super::{ChangeArgs, OpenArgs};
 
 /// `resize`.
 #[derive(Debug, Clone, Args)]

@@ -40,7 +40,7 @@ fn change(args: &BitmapArgs, session: &mut Session<'_>) -> Outcome {
     let merged = match &args.source_file {
         Some(file) => {
             let mut open = args.open.clone();
-            open.image_opts = false;
+            open.change.image_opts = false;
             Some(open.source(session.personality, file, args.source_format.as_deref(), false)?.alone())
         }
         None => None,

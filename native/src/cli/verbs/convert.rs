@@ -13,7 +13,7 @@ use qcowkit_core::image::{LayerFormat, OpenOptions};
 use qcowkit_core::storage::ReadStorage;
 
 use super::convert_bitmaps;
-use crate::cli::args::{ConvertArgs, OpenArgs};
+use crate::cli::args::ConvertArgs;
 use crate::cli::create_options::{ImageOptions, help};
 use crate::cli::failure::{Failure, Outcome, qemu_lines};
 use crate::cli::keys::{named, new_volume};
@@ -139,7 +139,7 @@ impl Plan {
             return Err(Failure::new("No support for concatenating multiple snapshot"));
         }
         let mut open_args = args.open.clone();
-        open_args.image_opts |= args.source_image_opts;
+        open_args.change.image_opts |= args.source_image_opts;
         let open = |file: &OsString| {
             let source = open_args.source(session.personality, file, args.source_format.as_deref(), false)?;
             Ok(source.of_snapshot(args.source_snapshot.as_deref())?.for_data(session.personality))
@@ -207,7 +207,7 @@ impl Plan {
         };
         let Some(options) = &self.options else { return Err(Failure::new("no options for the new image")) };
         let new = NewImage { durable: self.durable, ..options.new_image(total).map_err(failed)? };
-        let secrets = args.open.keys.secrets(session.personality)?;
+        let secrets = args.open.change.keys.secrets(session.personality)?;
         let name = shown.to_string();
         let volume = new_volume(options, &secrets, target_key(args)?, &name, session.personality).map_err(failed)?;
         let new = new.encrypted(volume);
@@ -223,7 +223,8 @@ impl Plan {
     /// The target as it is, for `-n`.
     fn existing(&self, args: &ConvertArgs, target: &Path, total: u64, session: &Session<'_>) -> Result<Disk, Failure> {
         // The source's options say nothing of the target.
-        let open = OpenArgs { image_opts: args.target_image_opts, ..args.open.clone() };
+        let mut open = args.open.clone();
+        open.change.image_opts = args.target_image_opts;
         let name = args.target_format.as_deref().or(Some("raw")).filter(|_| !args.target_image_opts);
         let mut source = open.source(session.personality, target.as_os_str(), name, true)?;
         if let Some(secret) = target_key(args)? {

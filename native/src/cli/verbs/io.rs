@@ -66,7 +66,7 @@ impl Plan {
             [] => None,
             [file] => {
                 let mut source = args.open.source(personality, file, args.format.as_deref(), !args.read_only)?;
-                let secrets = args.open.keys.secrets(personality)?;
+                let secrets = args.open.change.keys.secrets(personality)?;
                 configure(&mut source, args.discard.as_deref(), &args.options, &secrets)?;
                 let source = source.with_prompt(personality);
                 Some(source.of_snapshot(args.internal_snapshot.as_deref())?)
@@ -233,7 +233,7 @@ impl Runner<'_> {
         if let Some(read_only) = request.read_only {
             source.request.options.read_only = read_only;
         }
-        let secrets = self.open.keys.secrets(self.personality)?;
+        let secrets = self.open.change.keys.secrets(self.personality)?;
         configure(&mut source, request.discard.as_deref(), &request.options, &secrets)?;
         let source = source.with_prompt(self.personality);
         if let Some(mode) = request.cache.as_deref() {

@@ -23,7 +23,7 @@ pub(crate) fn run(args: &MeasureArgs, session: &mut Session<'_>) -> Outcome {
         ([], Some(_)) => false,
         ([_], None) => true,
     };
-    if !from_file && (args.image.open.image_opts || args.image.format.is_some() || args.snapshot.is_some()) {
+    if !from_file && (args.image.open.change.image_opts || args.image.format.is_some() || args.snapshot.is_some()) {
         return Err(Failure::new("--image-opts, -f, and -l require a filename argument."));
     }
     let size = args.size.as_deref().map(disk_size).transpose()?;

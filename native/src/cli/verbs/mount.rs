@@ -70,7 +70,7 @@ fn source(args: &MountArgs, session: &Session<'_>) -> Result<Source, Failure> {
         return Err(Failure::usage("a snapshot cannot be written to: --snapshot does not go together with --rw"));
     }
     let mut source = args.open.source(session.personality, &args.image, args.format.as_deref(), args.rw)?;
-    let secrets = args.open.keys.secrets(session.personality)?;
+    let secrets = args.open.change.keys.secrets(session.personality)?;
     if let Some(mode) = &args.discard {
         source.request.options.discard = runtime::discard_mode(mode).map_err(Failure::usage)?;
     }

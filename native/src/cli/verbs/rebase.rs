@@ -9,7 +9,7 @@ use qcowkit_core::format::Name;
 use qcowkit_core::image::{LayerFormat, NewBacking};
 
 use super::written_files;
-use crate::cli::args::{OpenArgs, RebaseArgs};
+use crate::cli::args::{ChangeArgs, OpenArgs, RebaseArgs};
 use crate::cli::failure::{Failure, Outcome};
 use crate::cli::plan::{Session, Source, one_file, only_writeback};
 use crate::cli::progress::Progress;
@@ -104,7 +104,8 @@ impl<'a> Plan<'a> {
         let failed = |text: &str| Failure::new(format!("Could not open new backing file '{}': {text}", self.name));
         let path = relative_to(&self.image.path, &Name::new(self.name.as_bytes()))
             .map_err(|error| failed(&error.to_string()))?;
-        let open = OpenArgs { force_share: args.force_share, image_opts: false, ..args.change.open() };
+        let change = ChangeArgs { image_opts: false, ..args.change.clone() };
+        let open = OpenArgs { force_share: args.force_share, change };
         let mut source = open.source(session.personality, path.as_os_str(), None, false)?;
         source.request.format = self.format;
         let doubled = format!("Could not open '{}': ", path.display());
