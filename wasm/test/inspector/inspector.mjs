@@ -20,28 +20,34 @@ const SWITCHES = [
   "--disable-component-update", "--disable-sync", "--enable-precise-memory-info",
 ];
 
-// Serves the page at /tools/inspector/ and a folder of images at /images/, and remembers what was asked.
-export async function serve(images) {
+// Serves the page at /tools/inspector/ and a folder of images at /images/, and remembers what was asked. `headers` are
+// sent with every answer; without `ranges`, files are sent whole.
+export async function serve(images, { headers = {}, ranges = true } = {}) {
   const asked = [];
-  const server = createServer((request, response) => {
+  // How long each part of an image takes, in milliseconds.
+  const slow = { delay: 0 };
+  const server = createServer(async (request, response) => {
     const path = normalize(decodeURIComponent(new URL(request.url, "http://localhost").pathname));
     asked.push({ path, method: request.method, range: request.headers.range });
     const place = path.startsWith("/tools/inspector/") ? [PAGE, path.slice(17) || "index.html"] : path.startsWith("/images/") && images ? [images, path.slice(8)] : undefined;
     const file = place && join(...place);
     const found = file && file.startsWith(place[0]) ? statSync(file, { throwIfNoEntry: false }) : undefined;
     if (!found?.isFile()) {
-      response.writeHead(404).end();
+      response.writeHead(404, headers).end();
       return;
     }
-    const [, from, to] = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? "") ?? [];
+    const [, from, to] = /^bytes=(\d+)-(\d+)$/.exec((ranges && request.headers.range) || "") ?? [];
     const part = from === undefined ? {} : { start: Number(from), end: Math.min(Number(to), found.size - 1) };
     response.writeHead(from === undefined ? 200 : 206, {
       "content-type": TYPES[extname(file)] ?? "application/octet-stream",
       "content-length": from === undefined ? found.size : part.end - part.start + 1,
-      "accept-ranges": "bytes",
+      ...headers,
       etag: `"${found.size}-${found.mtimeMs}"`,
       ...(from === undefined ? {} : { "content-range": `bytes ${part.start}-${part.end}/${found.size}` }),
     });
+    if (slow.delay > 0 && path.startsWith("/images/")) {
+      await new Promise((done) => setTimeout(done, slow.delay));
+    }
     if (request.method === "HEAD") {
       response.end();
     } else {
@@ -49,7 +55,7 @@ export async function serve(images) {
     }
   });
   await new Promise((ready) => server.listen(0, "127.0.0.1", ready));
-  return { server, asked, origin: `http://127.0.0.1:${server.address().port}` };
+  return { server, asked, slow, origin: `http://127.0.0.1:${server.address().port}` };
 }
 
 let browser;
@@ -67,19 +73,20 @@ export function scratch() {
   return folder;
 }
 
-// Opens the page and passes it. Afterwards nothing may have failed in it, and nothing may have left the origin.
-export async function withInspector(use, { images, fragment = "", foreign = false, ...options } = {}) {
+// Opens the page and passes it. Afterwards nothing may have failed in it, and nothing may have left the origin but for the
+// one of `foreign`. What the browser's console says in the words of `expected` is what was asked for.
+export async function withInspector(use, { images, fragment = "", foreign, expected, ...options } = {}) {
   const executablePath = process.env.QCOWKIT_CHROMIUM;
   if (!executablePath) {
     throw new Error("QCOWKIT_CHROMIUM must name a Chromium; cargo xtask test sets it");
   }
   browser ??= await chromium.launch({ executablePath, headless: true, args: SWITCHES });
-  const { server, asked, origin } = await serve(images);
+  const { server, asked, slow, origin } = await serve(images);
   const context = await browser.newContext({ viewport: { width: 1360, height: 860 }, reducedMotion: "reduce", ...options });
   const wrong = [];
   context.on("request", (request) => {
     const url = request.url();
-    if (!foreign && !url.startsWith(origin) && !url.startsWith("data:") && !url.startsWith("blob:")) {
+    if (!(foreign && url.startsWith(foreign)) && !url.startsWith(origin) && !url.startsWith("data:") && !url.startsWith("blob:")) {
       wrong.push(`request to ${url}`);
     }
   });
@@ -88,13 +95,13 @@ export async function withInspector(use, { images, fragment = "", foreign = fals
     page.setDefaultTimeout(20_000);
     page.on("pageerror", (error) => wrong.push(`page error: ${error.stack}`));
     page.on("console", (message) => {
-      if (message.type() === "error") {
+      if (message.type() === "error" && !expected?.test(message.text())) {
         wrong.push(`console: ${message.text()}`);
       }
     });
     await page.goto(`${origin}/tools/inspector/${fragment}`);
     await page.waitForSelector("qcow-start, pane-lab");
-    await use(page, { origin, asked, context, server });
+    await use(page, { origin, asked, context, server, slow });
     if (wrong.length > 0) {
       throw new Error(wrong.join("\n"));
     }

@@ -55,14 +55,26 @@ export function runAt(runs: Runs, offset: number): number {
   return low;
 }
 
-/** Bytes of each kind. */
-export function sums(runs: Runs): { bytes: number[]; runs: number[] } {
+interface Sums {
+  readonly bytes: number[];
+  readonly runs: number[];
+}
+
+const known = new WeakMap<Runs, Sums>();
+
+/** Bytes and runs of each kind; counted once. */
+export function sums(runs: Runs): Sums {
+  const before = known.get(runs);
+  if (before !== undefined) {
+    return before;
+  }
   const found = { bytes: runs.kinds.map(() => 0), runs: runs.kinds.map(() => 0) };
   for (let run = 0; run < runs.kind.length; run += 1) {
     const kind = runs.kind[run] ?? 0;
     found.bytes[kind] = (found.bytes[kind] ?? 0) + (runs.length[run] ?? 0);
     found.runs[kind] = (found.runs[kind] ?? 0) + 1;
   }
+  known.set(runs, found);
   return found;
 }
 

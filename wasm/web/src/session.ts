@@ -302,7 +302,7 @@ export class Session extends EventTarget {
     };
     set({ state: "loading", done: 0 });
     try {
-      const value = (await this.#make(name, image, (done) => set({ state: "loading", done }))) as Reports[K];
+      const value = (await this.#make(name, image, seldom((done) => set({ state: "loading", done })))) as Reports[K];
       set({ state: "ready", value });
       return value;
     } catch (error) {
@@ -341,10 +341,10 @@ export class Session extends EventTarget {
     }
     this.busy = title;
     this.changed();
-    const progress = (part: number): void => {
+    const progress = seldom((part) => {
       this.busy = `${title}, ${percent(part, 1)}`;
       this.changed();
-    };
+    });
     const checkpoint = await image.checkpoint();
     let done = false;
     try {
@@ -451,6 +451,17 @@ export function headerOf(image: RemoteImage): Promise<Shown<HeaderReport>> {
 
 function noReports(): Session["reports"] {
   return { host: NONE, guest: NONE, analysis: NONE, check: NONE, partitions: NONE, regions: NONE, snapshots: NONE };
+}
+
+/** Passes on a number now and then: the module tells far more than can be looked at. */
+function seldom(tell: (part: number) => void): Progress {
+  let last = performance.now();
+  return (part) => {
+    if (performance.now() - last >= 200) {
+      last = performance.now();
+      tell(part);
+    }
+  };
 }
 
 /** Whether work ended because a person stopped it. */
