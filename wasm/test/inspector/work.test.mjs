@@ -75,7 +75,7 @@ test("a worker that does not listen is ended only if the person agrees to lose e
       void (answers.shift() ? dialog.accept() : dialog.dismiss());
     });
     slow.delay = 11_000;
-    await page.waitForTimeout(1500);
+    await page.waitForTimeout(1000);
     await page.click(".bar-busy button");
     await page.waitForFunction(() => /stopped/i.test(document.querySelector("[aria-live=polite].sr")?.textContent ?? ""));
     for (let wait = 0; wait < 100 && asked.length < 1; wait += 1) {

@@ -13,7 +13,7 @@ import type { Runs, Side } from "./model.ts";
 const MAX_ROWS: Readonly<Record<Side, number>> = { host: 1 << 20, guest: 1 << 18 };
 
 /** How long the worker may take to hear that it shall stop, in milliseconds. */
-const PATIENCE = 4000;
+const PATIENCE = 3000;
 
 const STOPPED = "You stopped it.";
 
