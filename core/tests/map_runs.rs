@@ -1,5 +1,6 @@
 //! A map told in long runs says what a map told cluster by cluster says.
 
+use qcowkit_core::Error;
 use qcowkit_core::image::{Content, CreateOptions, Extent, Image, OpenOptions};
 use qcowkit_core::storage::MemoryStorage;
 
@@ -33,6 +34,7 @@ fn check(options: &CreateOptions, seed: u64) {
         }
     }
     let mut image = Image::open(image.close().unwrap(), OpenOptions::default().read_only()).unwrap();
+    visited(&mut image);
     let step = image.geometry().subcluster_size();
     let extents = image.map(0, DISK).unwrap();
     assert!(extents.len() > 10);
@@ -46,6 +48,31 @@ fn check(options: &CreateOptions, seed: u64) {
         }
     }
     assert_eq!(end, DISK);
+}
+
+/// One walk gives the extents that are asked for one by one, of any range, and breaks off where it is told.
+fn visited(image: &mut Image<MemoryStorage>) {
+    for (offset, length) in [(0, DISK), (1 << 20, 5 << 20), (4608, 1536), (DISK - 512, 512), (77, 0)] {
+        for chain in [true, false] {
+            let mut one_by_one = Vec::new();
+            let mut at = offset;
+            while at < offset + length {
+                let extent = image.next_extent(at, offset + length - at).unwrap();
+                at += extent.length;
+                one_by_one.push(extent);
+            }
+            let mut walked = Vec::new();
+            image.visit_extents(offset, length, chain, |extent| Ok(walked.push(extent))).unwrap();
+            assert_eq!(walked, one_by_one);
+        }
+    }
+    let mut seen = 0;
+    let stopped = image.visit_extents(0, DISK, true, |_| {
+        seen += 1;
+        if seen < 3 { Ok(()) } else { Err(Error::invalid("enough")) }
+    });
+    assert_eq!((seen, stopped.is_err()), (3, true));
+    assert!(image.visit_extents(0, DISK + 1, true, |_| Ok(())).is_err());
 }
 
 #[test]

@@ -14,6 +14,7 @@
 //! | [`mod@commit`] | putting what an image holds into a layer below |
 //! | [`mod@compare`] | whether two disks hold the same |
 //! | [`bitmaps`] | copying dirty bitmaps into another image |
+//! | `helpers` | threads that lend a hand with long reads |
 //! | [`lock`] | image locks, shared with QEMU |
 //! | [`extents`] | where the file system keeps a file |
 //! | [`analyze`] | where the space of an image file went |
@@ -23,8 +24,8 @@
 //! | `cli` | the program `qcowkit`, with the feature `cli` |
 //! | [`error`] | the system's errors as the core's |
 //!
-//! What the bytes of an image mean is known in `qcowkit-core` alone. Unsafe code is in two files, each with its
-//! proof: `lock/ofd.rs` (`fcntl`) and `extents/fiemap.rs` (`ioctl`).
+//! What the bytes of an image mean is known in `qcowkit-core` alone. Unsafe code is in three files, each with its
+//! proof: `lock/ofd.rs` (`fcntl`), `extents/fiemap.rs` (`ioctl`) and `helpers.rs` (threads that borrow).
 
 pub mod analyze;
 pub mod bitmaps;
@@ -40,6 +41,7 @@ pub mod disk;
 pub mod error;
 pub mod extents;
 pub mod file;
+mod helpers;
 pub mod info;
 pub mod keys;
 pub mod lock;

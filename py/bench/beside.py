@@ -162,11 +162,8 @@ def sample(pieces: Any) -> bytes:
 def our_map(path: Path) -> int:
     with qcowkit.open(path) as image:
         table = image.map()
-        return sum(
-            length
-            for length, kind in zip(table["length"].to_list(), table["kind"].to_list(), strict=True)
-            if kind == "data"
-        )
+        lengths, kinds = table["length"].to_list(), table["kind"].to_list()
+        return sum(length for length, kind in zip(lengths, kinds, strict=True) if kind == "data")
 
 
 def dissect_map(path: Path) -> int:
@@ -177,8 +174,8 @@ def dissect_map(path: Path) -> int:
 
 def our_entries(path: Path) -> int:
     with qcowkit.open(path) as image:
-        places = image.map(merge=False)["host_offset"].to_list()
-        return sum(1 for place in places if place is not None)
+        places = image.map(merge=False)["host_offset"]
+        return len(places) - places.null_count
 
 
 def dissect_entries(path: Path) -> int:

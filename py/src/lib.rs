@@ -13,6 +13,7 @@
 //! | `reports` | reports and tables of images, and of files that need not be images |
 //! | `lab` | traces, and their replay under policies |
 //! | `table` | columns in memory, lent to other libraries by Arrow's interface and the buffer protocol |
+//! | `fresh` | `bytes` that are filled where they lie |
 //! | `convert` | reports as Python's own objects |
 //! | `error` | errors of the core as exceptions |
 //!
@@ -34,6 +35,7 @@ mod calls;
 mod convert;
 mod create;
 mod error;
+mod fresh;
 mod image;
 mod lab;
 mod opening;

@@ -163,8 +163,13 @@ impl Column {
 
     /// The values from `start` to `stop`; what is absent is `None`.
     fn values<'py>(&self, py: Python<'py>, start: usize, stop: usize) -> PyResult<Bound<'py, PyList>> {
-        let values = Values::new(py, &self.values)?;
         let stop = stop.min(self.values.len());
+        let start = start.min(stop);
+        if let Some(numbers) = self.values.as_primitive_opt::<UInt64Type>() {
+            // Most columns are of these, and long.
+            return PyList::new(py, numbers.slice(start, stop - start).iter());
+        }
+        let values = Values::new(py, &self.values)?;
         PyList::new(py, (start..stop).map(|row| values.get(py, row)).collect::<PyResult<Vec<_>>>()?)
     }
 

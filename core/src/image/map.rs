@@ -147,6 +147,77 @@ impl<S: Storage> Image<S> {
         })
     }
 
+    /// Calls `visit` with the extents of a range, in order, without gaps: those that [`Image::next_extent`] gives one after
+    /// the other, or [`Image::next_local_extent`] with `chain` false. Many of them take a fraction of the time so.
+    ///
+    /// # Errors
+    /// As there, after the extents before it; what `visit` returns, which ends it.
+    pub fn visit_extents(
+        &mut self,
+        offset: u64,
+        length: u64,
+        chain: bool,
+        mut visit: impl FnMut(Extent) -> Result<()>,
+    ) -> Result<()> {
+        let end = self.guest_range(offset, length)?;
+        if !chain || (self.backing.is_none() && self.metadata.header().backing_file.is_none()) {
+            return self.visit_local_extents(offset, end, &mut visit);
+        }
+        let mut at = offset;
+        while at < end {
+            let extent = self.next_extent(at, end.saturating_sub(at))?;
+            at = at.saturating_add(extent.length.max(1));
+            visit(extent)?;
+        }
+        Ok(())
+    }
+
+    /// As [`Image::visit_extents`], in one walk through the tables of this layer.
+    fn visit_local_extents(
+        &mut self,
+        offset: u64,
+        end: u64,
+        visit: &mut impl FnMut(Extent) -> Result<()>,
+    ) -> Result<()> {
+        let geometry = *self.geometry();
+        let mut run = Run { geometry, start: offset, end: offset, limit: end, content: None };
+        while run.end < end {
+            let first = geometry.guest_cluster(GuestOffset::new(run.end));
+            let last = geometry.guest_cluster(GuestOffset::new(end.saturating_sub(1)));
+            let count = last.distance_from(first).saturating_add(1);
+            let mut position = first;
+            let mut told = Ok(());
+            let visited = self.metadata.visit_runs(&self.storage, first, count, |entry, clusters| {
+                let cluster_start = geometry.guest_start(position).get();
+                let behind = cluster_start.saturating_add(clusters.saturating_mul(geometry.cluster_size())).min(end);
+                position = position.saturating_add(clusters);
+                // Once for each extent that ends here: one that begins takes at least a part of the entry.
+                loop {
+                    let more = match entry {
+                        Some(entry) => run.cluster(cluster_start, entry) && run.more(cluster_start, clusters),
+                        None => run.missing(cluster_start, clusters),
+                    };
+                    if more {
+                        return true;
+                    }
+                    told = visit(run.take());
+                    if told.is_err() || run.end >= end {
+                        return false;
+                    }
+                    if run.end >= behind {
+                        return true;
+                    }
+                }
+            });
+            told?;
+            if visited.is_err() && run.end > run.start {
+                visit(run.take())?;
+            }
+            visited?;
+        }
+        if run.end > run.start { visit(run.take()) } else { Ok(()) }
+    }
+
     /// Where the host clusters lie that this layer has for guest bytes from `offset` on, be they used or not: subclusters
     /// without data have a place too. The first byte of the run's, or `None` if it has none, and the length of the run,
     /// at most `length`. Compressed clusters have none of their own.
@@ -237,6 +308,18 @@ struct Run {
 }
 
 impl Run {
+    /// The run as it is; the next one begins where it ends.
+    fn take(&mut self) -> Extent {
+        let extent = Extent {
+            guest_offset: self.start,
+            length: self.end.saturating_sub(self.start),
+            depth: 0,
+            content: self.content.take().unwrap_or(Content::Unallocated),
+        };
+        self.start = self.end;
+        extent
+    }
+
     /// Adds the parts of one cluster; false once the run has ended.
     fn cluster(&mut self, cluster_start: u64, entry: L2Entry) -> bool {
         match entry {

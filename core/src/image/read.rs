@@ -59,6 +59,9 @@ impl<S: Storage> Image<S> {
                 let source = self.data_at_depth(extent.depth)?;
                 source.read_at(host_offset.get(), into).map_err(|e| site(e.into()))
             }
+            Content::Compressed { range, skip: 0 } if self.is_cluster_at_depth(extent.depth, into.len()) => {
+                self.unpack_into(extent, range, into)
+            }
             Content::Compressed { range, skip } => {
                 let cluster = self.unpack(extent, range)?;
                 copy_from(&cluster, skip, into);
@@ -83,10 +86,22 @@ impl<S: Storage> Image<S> {
         Ok(())
     }
 
+    /// Whether `length` is that of a cluster in the layer `depth` layers down.
+    fn is_cluster_at_depth(&self, depth: u32, length: usize) -> bool {
+        self.image_at_depth(depth).is_some_and(|layer| layer.geometry().cluster_len() == length)
+    }
+
     pub(super) fn unpack(&self, extent: &Extent, range: CompressedRange) -> Result<alloc::vec::Vec<u8>> {
         let layer = self.image_at_depth(extent.depth).ok_or_else(|| Error::invalid("no such layer"))?;
+        let mut cluster = vec![0u8; layer.geometry().cluster_len()];
+        self.unpack_into(extent, range, &mut cluster)?;
+        Ok(cluster)
+    }
+
+    /// As [`Image::unpack`], into a place that is exactly as long as a cluster.
+    fn unpack_into(&self, extent: &Extent, range: CompressedRange, into: &mut [u8]) -> Result<()> {
+        let layer = self.image_at_depth(extent.depth).ok_or_else(|| Error::invalid("no such layer"))?;
         layer.refuse_locked()?;
-        let geometry = layer.geometry();
         let mut packed = vec![0u8; usize::try_from(range.length).unwrap_or(0)];
         let site = |e: Error| {
             e.in_structure(Structure::CompressedCluster)
@@ -95,10 +110,8 @@ impl<S: Storage> Image<S> {
                 .at_depth(extent.depth)
         };
         layer.storage.read_at(range.offset.get(), &mut packed).map_err(|e| site(Error::from(e)))?;
-        let mut cluster = vec![0u8; geometry.cluster_len()];
         let method = CompressionType::from_u8(layer.header().header.compression_type)?;
-        layer.options.codecs.decompress(method, &packed, &mut cluster).map_err(site)?;
-        Ok(cluster)
+        layer.options.codecs.decompress(method, &packed, into).map_err(site)
     }
 
     /// The image `depth` layers down, unless that layer is raw.

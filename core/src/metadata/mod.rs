@@ -333,20 +333,24 @@ impl Metadata {
         while done < count {
             let cluster = first.saturating_add(done);
             let (slot, within) = self.slices.load(storage, table, self.geometry.l2_index(cluster))?;
-            let raw = self.slices.entry(slot, within);
-            let entry = self.decode(raw, cluster, table)?;
-            let here = count.saturating_sub(done).min(per_slice.saturating_sub(within));
-            let run = match entry {
-                L2Entry::Plain { host, .. } if !self.geometry.extended_l2() => {
-                    let step = if host.is_some() { self.geometry.cluster_size() } else { 0 };
-                    self.slices.run_length(slot, within, here, step)
+            let here = count.saturating_sub(done).min(per_slice.saturating_sub(within)).max(1);
+            let mut seen = 0u64;
+            while seen < here {
+                let at = within.saturating_add(seen);
+                let entry = self.decode(self.slices.entry(slot, at), cluster.saturating_add(seen), table)?;
+                let run = match entry {
+                    L2Entry::Plain { host, .. } if !self.geometry.extended_l2() => {
+                        let step = if host.is_some() { self.geometry.cluster_size() } else { 0 };
+                        self.slices.run_length(slot, at, here.saturating_sub(seen), step)
+                    }
+                    L2Entry::Plain { .. } | L2Entry::Compressed(_) => 1,
+                };
+                if !visit(entry, run) {
+                    return Ok(());
                 }
-                L2Entry::Plain { .. } | L2Entry::Compressed(_) => 1,
-            };
-            if !visit(entry, run) {
-                return Ok(());
+                seen = seen.saturating_add(run);
             }
-            done = done.saturating_add(run);
+            done = done.saturating_add(seen);
         }
         Ok(())
     }

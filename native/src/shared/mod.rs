@@ -2,6 +2,7 @@
 
 mod disk;
 mod gate;
+mod together;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -72,10 +73,13 @@ pub struct SharedImage<S> {
     written: AtomicU64,
     /// One flush at a time: a second one must not be answered while the barrier of the first is under way.
     flushing: Mutex<()>,
-    unpacked: Mutex<Option<Unpacked>>,
+    unpacked: Mutex<Vec<Unpacked>>,
+    /// Where the last read ended that found compressed data; `u64::MAX` when the last one found none.
+    packed_until: AtomicU64,
 }
 
-/// The compressed cluster that was unpacked last, so that reads smaller than a cluster unpack it once.
+/// A compressed cluster that was unpacked last, so that reads smaller than a cluster unpack it once, or one that is likely
+/// to be read next.
 #[derive(Debug, Clone)]
 struct Unpacked {
     depth: u32,
@@ -97,7 +101,8 @@ impl<S: Storage + Clone> SharedImage<S> {
             gate: Gate::new(image),
             written: AtomicU64::new(0),
             flushing: Mutex::new(()),
-            unpacked: Mutex::new(None),
+            unpacked: Mutex::default(),
+            packed_until: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -113,7 +118,7 @@ impl<S: Storage + Clone> SharedImage<S> {
         self.options = image.options().clone();
         self.has_backing = image.header().backing_file.is_some();
         self.encrypted = image.header().header.crypt_method != 0;
-        *self.unpacked.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+        self.unpacked.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         done
     }
 }
@@ -144,7 +149,20 @@ impl<S: Storage> SharedImage<S> {
     /// # Errors
     /// As there.
     pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
-        let length = into.len() as u64;
+        self.with_extents(offset, into.len() as u64, |extents, releases| {
+            let mut rest = into;
+            for extent in extents {
+                let (head, tail) = rest.split_at_mut(extent.length as usize);
+                self.read_part(extent, releases, head)?;
+                rest = tail;
+            }
+            Ok(())
+        })
+    }
+
+    /// Finds where a range is, and has `read` move its bytes: what was found stays meanwhile. `read` is given the extents,
+    /// and [`Image::releases`] when they were found.
+    fn with_extents(&self, offset: u64, length: u64, read: impl FnOnce(&[Extent], u64) -> Result<()>) -> Result<()> {
         // A hole that a discard makes in a cluster that it keeps would be decrypted as if it were data.
         let claimed = self.encrypted && length > 0 && self.guest_range(offset, length).is_ok();
         let _claim = claimed.then(|| self.claim(offset, length));
@@ -153,31 +171,39 @@ impl<S: Storage> SharedImage<S> {
             Ok::<_, Error>((image.map(offset, length)?, image.releases()))
         });
         let (extents, releases) = found?;
-        let mut rest = into;
-        for extent in &extents {
-            let (head, tail) = rest.split_at_mut(extent.length as usize);
-            match extent.content {
-                Content::Compressed { .. } => self.read_packed(extent, releases, head)?,
-                Content::Data { .. } | Content::Zero { .. } | Content::Unallocated => {
-                    self.mover.read_extent(extent, head)?;
-                }
-            }
-            rest = tail;
+        read(&extents, releases)
+    }
+
+    fn read_part(&self, extent: &Extent, releases: u64, into: &mut [u8]) -> Result<()> {
+        match extent.content {
+            Content::Compressed { .. } => self.read_packed(extent, releases, into),
+            Content::Data { .. } | Content::Zero { .. } | Content::Unallocated => self.mover.read_extent(extent, into),
         }
-        Ok(())
+    }
+
+    /// The unpacked cluster at a place, if it was kept and the place holds the same.
+    fn kept(&self, depth: u32, host_offset: u64, releases: u64) -> Option<Arc<[u8]>> {
+        let unpacked = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = unpacked
+            .iter()
+            .find(|kept| (kept.depth, kept.host_offset, kept.releases) == (depth, host_offset, releases));
+        kept.map(|kept| Arc::clone(&kept.bytes))
     }
 
     fn read_packed(&self, extent: &Extent, releases: u64, into: &mut [u8]) -> Result<()> {
         let Content::Compressed { range, skip } = extent.content else { return self.mover.read_extent(extent, into) };
         let (depth, host_offset) = (extent.depth, range.offset.get());
-        let kept = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let kept = kept.filter(|kept| (kept.depth, kept.host_offset, kept.releases) == (depth, host_offset, releases));
+        let kept = self.kept(depth, host_offset, releases);
         let bytes = match kept {
-            Some(kept) => kept.bytes,
+            Some(kept) => kept,
+            // Whole clusters are unpacked where they belong: nothing of them is left to be read next.
+            None if skip == 0 && into.len() as u64 == self.geometry.cluster_size() => {
+                return self.mover.read_extent(extent, into);
+            }
             None => {
                 let bytes: Arc<[u8]> = self.mover.unpack(extent)?.into();
                 let unpacked = Unpacked { depth, host_offset, releases, bytes: Arc::clone(&bytes) };
-                *self.unpacked.lock().unwrap_or_else(PoisonError::into_inner) = Some(unpacked);
+                *self.unpacked.lock().unwrap_or_else(PoisonError::into_inner) = vec![unpacked];
                 bytes
             }
         };

@@ -1,5 +1,7 @@
 //! The guest's bytes.
 
+use std::cell::Cell;
+
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyBufferError;
 use pyo3::intern;
@@ -10,23 +12,31 @@ use qcowkit::shared::SharedImage;
 use qcowkit_core::{Error, ErrorKind, Result};
 
 use super::Image;
-use crate::calls;
 use crate::opening::exact_bytes;
 use crate::storage::Store;
+use crate::{calls, fresh};
 
 /// Between pieces of this size Ctrl-C is heard, and memory is bounded by it where bytes are copied.
 const PIECE: usize = 4 << 20;
+/// Buffers of others may change under our hands: bytes go there by way of memory of our own, of which so many are at once
+/// in the cache of a core.
+const BOUNCED: usize = 512 << 10;
 /// Discards and zeros go on in pieces that end at multiples of this, which every cluster size divides.
 const STRETCH: u64 = 1 << 30;
+
+thread_local! {
+    /// What [`Image::readinto`] reads into; kept, since fresh memory costs as much as a copy.
+    static BOUNCE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 #[pymethods]
 impl Image {
     /// Bytes of the guest.
     fn read<'py>(&self, py: Python<'py>, offset: u64, length: u64) -> PyResult<Bound<'py, PyBytes>> {
         // Before memory is taken for it.
-        self.share(py, true, |image| in_range(image, offset, length))?;
+        self.refuse_beyond(py, offset, length)?;
         let length = usize::try_from(length).map_err(|_| self.raised(py, &Error::invalid("too long for memory")))?;
-        PyBytes::new_with(py, length, |into| self.share(py, true, |image| image.read_at(offset, into)))
+        fresh::filled(py, length, |into| self.share_open(py, true, |open| open.read_at(offset, into)))
     }
 
     /// Fills a buffer, which must be writable and contiguous.
@@ -39,18 +49,20 @@ impl Image {
             return Err(PyBufferError::new_err("the buffer is not contiguous"));
         }
         let length = view.getattr(intern!(py, "nbytes"))?.extract::<usize>()?;
-        self.share(py, true, |image| in_range(image, offset, length as u64))?;
+        self.refuse_beyond(py, offset, length as u64)?;
         if length == 0 {
             return Ok(0);
         }
         let bytes = view.call_method1(intern!(py, "cast"), ("B",))?;
-        let mut piece = vec![0u8; length.min(PIECE)];
+        // Taken, so that a call that comes in between has one of its own.
+        let mut piece = BOUNCE.take();
+        piece.resize(length.min(BOUNCED).max(piece.len()), 0);
         let mut done = 0;
         while done < length {
             py.check_signals()?;
-            let piece = &mut piece[..(length - done).min(PIECE)];
+            let piece = &mut piece[..(length - done).min(BOUNCED)];
             let end = done + piece.len();
-            self.share(py, true, |image| image.read_at(offset + done as u64, piece))?;
+            self.share_open(py, true, |open| open.read_at(offset + done as u64, piece))?;
             let into = match piece.len() == length {
                 true => PyBuffer::<u8>::get(&bytes)?,
                 false => PyBuffer::<u8>::get(&bytes.get_item(PySlice::new(py, done as isize, end as isize, 1))?)?,
@@ -58,6 +70,7 @@ impl Image {
             into.copy_from_slice(py, piece)?;
             done = end;
         }
+        BOUNCE.set(piece);
         Ok(length as u64)
     }
 
@@ -110,7 +123,7 @@ impl Image {
     }
 }
 
-fn in_range(image: &SharedImage<Store>, offset: u64, length: u64) -> Result<()> {
+pub(super) fn in_range(image: &SharedImage<Store>, offset: u64, length: u64) -> Result<()> {
     match offset.checked_add(length) {
         Some(end) if end <= image.virtual_size() => Ok(()),
         _ => Err(Error::new(ErrorKind::OutOfRange).at_guest(offset)),

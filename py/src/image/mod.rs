@@ -15,7 +15,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use qcowkit::shared::SharedImage;
 use qcowkit_core::format::Name;
-use qcowkit_core::image::{LayerFormat, SnapshotSelector};
+use qcowkit_core::image::{Layer, LayerFormat, SnapshotSelector};
 use qcowkit_core::{Error, ErrorKind, Result};
 
 use crate::opening::{Mode, OpenFailure, Opening, Source, StoreImage, refuse_read_only};
@@ -38,10 +38,46 @@ pub(crate) struct Image {
     views: Arc<()>,
 }
 
-struct Open {
+pub(super) struct Open {
     image: SharedImage<Store>,
+    /// All layers lie in what may be read by threads that Python knows nothing of.
+    together: bool,
     /// A view is counted by the image that it is a view of, as long as it is open.
     _view_of: Option<Arc<()>>,
+}
+
+impl Open {
+    fn new(image: StoreImage) -> Self {
+        Self { together: readable_together(&image), image: SharedImage::new(image), _view_of: None }
+    }
+
+    /// Fills memory with bytes of the guest.
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        if self.together { self.image.read_at_together(offset, into) } else { self.image.read_at(offset, into) }
+    }
+
+    fn alone<T>(&mut self, does: impl FnOnce(&mut StoreImage) -> Result<T>) -> Result<T> {
+        self.image.alone(|image| {
+            let done = does(image);
+            self.together = readable_together(image);
+            done
+        })
+    }
+}
+
+fn readable_together(image: &StoreImage) -> bool {
+    let mut image = image;
+    loop {
+        if !image.storage().is_readable_together() || image.data_file().is_some_and(|file| !file.is_readable_together())
+        {
+            return false;
+        }
+        match image.backing() {
+            None => return true,
+            Some(Layer::Image(below)) => image = below,
+            Some(Layer::Raw { storage, .. }) => return storage.is_readable_together(),
+        }
+    }
 }
 
 #[pymethods]
@@ -152,7 +188,7 @@ impl Image {
             name,
             path: opening::path_of(image.storage()),
             opening: Arc::new(opening),
-            state: RwLock::new(Some(Open { image: SharedImage::new(image), _view_of: None })),
+            state: RwLock::new(Some(Open::new(image))),
             views: Arc::new(()),
         })
     }
@@ -164,9 +200,32 @@ impl Image {
         reading: bool,
         does: impl FnOnce(&SharedImage<Store>) -> Result<T> + Send,
     ) -> PyResult<T> {
-        let shared = || self.sharing().as_ref().map(|open| does(&open.image));
+        self.share_open(py, reading, |open| does(&open.image))
+    }
+
+    /// As [`Image::share`], also of how it is read.
+    pub(super) fn share_open<T: Send>(
+        &self,
+        py: Python<'_>,
+        reading: bool,
+        does: impl FnOnce(&Open) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        let shared = || self.sharing().as_ref().map(does);
         let done = calls::run(py, self.address(), reading, shared, |done| matches!(done, Some(Err(_))))?;
         self.unless_closed(py, done)
+    }
+
+    /// Refuses a range that reaches beyond the end of the disk, or a closed image.
+    ///
+    /// # Errors
+    /// It does.
+    pub(super) fn refuse_beyond(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<()> {
+        // Mostly nobody has the image alone: then there is nothing to give up the GIL for.
+        let within = match self.state.try_read() {
+            Ok(state) => state.as_ref().map(|open| bytes::in_range(&open.image, offset, length)),
+            Err(_) => return self.share(py, true, |image| bytes::in_range(image, offset, length)),
+        };
+        self.unless_closed(py, within)
     }
 
     /// Has the image alone, to look at it. Ctrl-C ends it at the next read of the storage.
@@ -193,7 +252,7 @@ impl Image {
         reading: bool,
         does: impl FnOnce(&mut StoreImage) -> Result<T> + Send,
     ) -> PyResult<T> {
-        let alone = || self.having().as_mut().map(|open| open.image.alone(does));
+        let alone = || self.having().as_mut().map(|open| open.alone(does));
         let done = calls::run(py, self.address(), reading, alone, |done| matches!(done, Some(Err(_))))?;
         self.unless_closed(py, done)
     }

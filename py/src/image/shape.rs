@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use pyo3::prelude::*;
 use qcowkit::file::FileIdentity;
 use qcowkit::open::{format_by_name, relative_to};
-use qcowkit::shared::SharedImage;
 use qcowkit_core::format::Name;
 use qcowkit_core::image::{AmendOptions, Layer, LayerFormat, NewBacking, Preallocation};
 use qcowkit_core::storage::ReadStorage;
@@ -199,7 +198,7 @@ impl Image {
                 Ok((image, done)) => (Some(image), Ok(done)),
                 Err((why, image)) => (image.map(|image| *image), Err(why)),
             };
-            *state = image.map(|image| Open { image: SharedImage::new(image), _view_of: open._view_of });
+            *state = image.map(|image| Open { _view_of: open._view_of, ..Open::new(image) });
             Some(done)
         };
         match calls::run(py, self.address(), false, replace, |done| matches!(done, Some(Err(_))))? {

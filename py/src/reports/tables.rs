@@ -44,22 +44,15 @@ impl Image {
             let mut rows = MapRows::default();
             let raw_depth = raw_depth(image);
             let mut last: Option<Extent> = None;
-            let mut at = start;
-            while at < stop {
-                let next = match chain {
-                    true => image.next_extent(at, stop - at)?,
-                    false => image.next_local_extent(at, stop - at)?,
-                };
-                at += next.length.max(1);
+            image.visit_extents(start, stop.saturating_sub(start), chain, |next| {
+                let reached = next.guest_offset - start + next.length;
                 match &mut last {
                     Some(run) if merge && run.continues_with(&next) => run.length += next.length,
                     Some(run) => rows.add(&std::mem::replace(run, next), raw_depth),
                     None => last = Some(next),
                 }
-                if rows.due() {
-                    tell(&mut progress, at - start, stop - start)?;
-                }
-            }
+                if rows.due() { tell(&mut progress, reached, stop - start) } else { Ok(()) }
+            })?;
             last.iter().for_each(|run| rows.add(run, raw_depth));
             tell(&mut progress, stop.saturating_sub(start), stop.saturating_sub(start))?;
             Ok(rows)

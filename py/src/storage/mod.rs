@@ -49,6 +49,15 @@ impl Store {
         }
     }
 
+    /// Whether threads that Python knows nothing of may read it, and gain by it: what a file object raises is kept for
+    /// the thread that called, and edits are read by one at a time.
+    pub(crate) fn is_readable_together(&self) -> bool {
+        match self {
+            Self::File(_) | Self::Bytes(_) => true,
+            Self::Object(_) | Self::Scratch(_) => false,
+        }
+    }
+
     /// The edits, if it is edited in memory.
     pub(crate) fn overlay(&self) -> Option<MutexGuard<'_, OverlayStorage<Self>>> {
         match self {

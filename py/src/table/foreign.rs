@@ -1,4 +1,5 @@
-//! Memory that is shared with other libraries: the only unsafe code of this crate beside what PyO3 makes.
+//! Memory that is shared with other libraries: with `crate::fresh`, the only unsafe code of this crate beside what PyO3
+//! makes.
 //!
 //! Two things cross the border: tables come in by Arrow's C stream interface, and columns are lent out by Python's buffer
 //! protocol. Each block says why it is sound.
