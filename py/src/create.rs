@@ -64,7 +64,7 @@ impl Wanted {
     }
 
     /// The size of the backing file's disk, if there is to be one. It is opened, the files that it names are not.
-    fn backing_size(&self, place: &Path) -> Result<Option<u64>, OpenFailure> {
+    pub(crate) fn backing_size(&self, place: &Path) -> Result<Option<u64>, OpenFailure> {
         let Some(name) = self.options.text("backing_file") else { return Ok(None) };
         let in_structure = |error: Error| error.in_structure(Structure::BackingFile);
         let Some(format) = self.options.text("backing_fmt") else {

@@ -6,7 +6,7 @@ import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from conftest import Run
@@ -48,7 +48,7 @@ def test_every_case_ends_as_the_model_says(case: dict[str, Any], tmp_path: Path,
         allocation=options.pop("allocation", "qemu"),
         discard_no_unref=options.pop("unref", None) == "retain_unshared",
     )
-    version = 2 if options.pop("compat", "1.1") == "0.10" else 3
+    version: Literal[2, 3] = 2 if options.pop("compat", "1.1") == "0.10" else 3
     path = tmp_path / "disk.qcow2"
     with qcowkit.create(path, case["size"], version=version, policy=policy, **options) as image:
         for operation in case["operations"]:

@@ -353,3 +353,89 @@ def test_rebase(overlay: Path, tmp_path: Path, source: Path, same: Same, qemu_in
     same(overlay, expected)
     with qcowkit.open(overlay, "r+") as image, pytest.raises(InvalidArgumentError, match="not opened"):
         image.rebase(None)
+
+
+def test_several_sources_stand_behind_one_another(source: Path, tmp_path: Path, same: Same) -> None:
+    with qcowkit.open(source) as image:
+        first = image.read()
+    with qcowkit.create(tmp_path / "second.qcow2", "2M", cluster_size=512) as image:
+        image.write(512, b"behind")
+        second = image.read()
+    report = qcowkit.convert([source, tmp_path / "second.qcow2", source], tmp_path / "all.qcow2")
+    assert report["total_bytes"] == 2 * len(first) + len(second)
+    same(tmp_path / "all.qcow2", first + second + first)
+    with pytest.raises(qcowkit.errors.InvalidArgumentError):
+        qcowkit.convert([], tmp_path / "none.qcow2")
+    with pytest.raises(qcowkit.errors.UnsupportedError):
+        qcowkit.convert([source.read_bytes(), source], tmp_path / "none.qcow2")
+    with pytest.raises(qcowkit.errors.InvalidArgumentError):
+        qcowkit.convert([source, tmp_path / "second.qcow2"], tmp_path / "second.qcow2", overwrite=True)
+    assert not (tmp_path / "none.qcow2").exists()
+
+
+def test_what_the_backing_file_has_is_not_copied(overlay: Path, tmp_path: Path, qemu_img: Run) -> None:
+    with qcowkit.open(overlay, backing="same-dir") as image:
+        base = str(image.info().backing_filename)
+        expected = image.read()
+        report = image.convert(tmp_path / "thin.qcow2", backing=base, backing_format="qcow2")
+    assert report["data_bytes"] < len(expected)
+    with qcowkit.open(tmp_path / "thin.qcow2", backing="same-dir") as image:
+        assert image.info().backing_filename == base
+        assert image.read() == expected
+    assert "identical" in qemu_img("compare", str(overlay), str(tmp_path / "thin.qcow2"))
+    with qcowkit.open(overlay, backing="same-dir") as image:
+        with pytest.raises(FileNotFoundError):
+            image.convert(tmp_path / "no.qcow2", backing="missing.qcow2", backing_format="qcow2")
+        with pytest.raises(qcowkit.errors.InvalidArgumentError):
+            image.convert(tmp_path / "no.qcow2", backing=base)
+    assert not (tmp_path / "no.qcow2").exists()
+
+
+def test_file_objects_are_targets(source: Path, tmp_path: Path, same: Same) -> None:
+    with qcowkit.open(source, "scratch") as image:
+        image.write(0, b"edited")
+        disk = image.read()
+        saved, packed, raw = io.BytesIO(), io.BytesIO(), io.BytesIO(b"longer than nothing")
+        image.save_as(saved)
+        image.convert(packed, compress=True)
+        with pytest.raises(FileExistsError):
+            image.convert(raw, format="raw")
+        assert raw.getvalue() == b"longer than nothing"
+        image.convert(raw, format="raw", overwrite=True)
+        assert raw.getvalue() == disk
+        with pytest.raises(TypeError):
+            image.save_as(object())  # type: ignore[arg-type]
+        with pytest.raises(qcowkit.errors.UnsupportedError):
+            image.convert(io.BytesIO(), data_file="elsewhere.raw")
+    for number, made in enumerate((saved, packed)):
+        path = tmp_path / f"{number}.qcow2"
+        path.write_bytes(made.getvalue())
+        same(path, disk)
+
+
+def test_keys_come_and_go(tmp_path: Path, qemu_img: Run) -> None:
+    path = tmp_path / "secret.qcow2"
+    with qcowkit.create(path, "1M", key="first", encryption={"iter-time": 10}) as image:
+        image.write(0, b"hidden")
+        assert image.add_key(b"second", slot=3, iter_time=10) == 3
+        assert [number for number, used in enumerate(image.key_slots) if used] == [0, 3]
+        with pytest.raises(qcowkit.errors.InvalidArgumentError, match="in use"):
+            image.add_key("third", slot=3, iter_time=10)
+        with pytest.raises(qcowkit.errors.InvalidArgumentError):
+            image.add_key("third", iter_time=0)
+    with qcowkit.open(path, "r+", key="second") as image:
+        assert image.read(0, 6) == b"hidden"
+        for wrong in ({}, {"key": "first", "slot": 0}, {"key": "none"}):
+            with pytest.raises(qcowkit.errors.InvalidArgumentError):
+                image.erase_key(**wrong)  # type: ignore[arg-type]
+        assert image.erase_key("first") == [0]
+        with pytest.raises(qcowkit.errors.InvalidArgumentError, match="last key"):
+            image.erase_key(slot=3)
+    with pytest.raises(qcowkit.errors.WrongKeyError):
+        qcowkit.open(path, key="first")
+    with qcowkit.open(path) as image, pytest.raises(qcowkit.errors.ReadOnlyError):
+        image.add_key("fourth", iter_time=10)
+    opened = f"driver=qcow2,encrypt.key-secret=s,file.filename={path}"
+    assert "1 MiB" in qemu_img("info", "--object", "secret,id=s,data=second", "--image-opts", opened)
+    with qcowkit.create(tmp_path / "open.qcow2", "1M") as image, pytest.raises(qcowkit.errors.QcowError):
+        assert image.key_slots

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AuditFinding:
-    """One thing that an audit found."""
+    """One thing that an audit found.
+
+    >>> audit = qcowkit.audit(bytes(65536))
+    >>> [(finding.verdict, finding.kind) for finding in audit.findings]
+    [('danger', 'not_qcow2')]
+    """
 
     #: What it makes of the verdict: "safe" (a note), "caution" or "danger".
     verdict: Literal["safe", "caution", "danger"]
@@ -30,7 +35,12 @@ class AuditFinding:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NamedFile:
-    """A file that an image names."""
+    """A file that an image names.
+
+    >>> qcowkit.create("top.qcow2", backing="disk.qcow2", backing_format="qcow2").close()
+    >>> qcowkit.audit("top.qcow2").references
+    (NamedFile(role='backing_file', name='disk.qcow2', format='qcow2'),)
+    """
 
     #: "backing_file" or "data_file".
     role: str

@@ -13,7 +13,13 @@ __all__ = ["Bitmap", "Bitmaps"]
 
 @dataclasses.dataclass(frozen=True)
 class Bitmap:
-    """A dirty bitmap within an image."""
+    """A dirty bitmap within an image.
+
+    >>> with qcowkit.open("disk.qcow2", "scratch") as image:
+    ...     image.add_bitmap("daily", granularity=65536)
+    ...     image.bitmaps[0].granularity
+    65536
+    """
 
     #: Its name.
     name: str
@@ -29,7 +35,13 @@ class Bitmap:
     dirty_bytes: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry in `qcowkit bitmap --list --output=json`."""
+        """The entry in `qcowkit bitmap --list --output=json`.
+
+        >>> with qcowkit.open("disk.qcow2", "scratch") as image:
+        ...     image.add_bitmap("daily")
+        ...     image.bitmaps[0].to_dict()["name"]
+        'daily'
+        """
         return dataclasses.asdict(self)
 
 

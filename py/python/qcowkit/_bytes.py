@@ -20,27 +20,53 @@ class GuestBytes(Handle):
 
     @property
     def size(self) -> int:
-        """Bytes of the virtual disk."""
+        """Bytes of the virtual disk.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.size
+        1073741824
+        """
         return self._handle.size
 
     @property
     def cluster_size(self) -> int:
-        """Bytes of a cluster, the unit of allocation: a power of two from 512 to 2 MiB."""
+        """Bytes of a cluster, the unit of allocation: a power of two from 512 to 2 MiB.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.cluster_size
+        65536
+        """
         return self._handle.cluster_size
 
     @property
     def file_size(self) -> int:
-        """Bytes of the image file, holes included. In scratch mode, what it would have with the edits."""
+        """Bytes of the image file, holes included. In scratch mode, what it would have with the edits.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.file_size < image.size
+        True
+        """
         return self._handle.file_size
 
     @property
     def edited_bytes(self) -> int:
-        """Bytes of memory that the edits of scratch mode take; 0 in other modes."""
+        """Bytes of memory that the edits of scratch mode take; 0 in other modes.
+
+        >>> with qcowkit.open("disk.qcow2", "scratch") as image:
+        ...     written = image.write(0, bytes(range(256)) * 400)
+        ...     image.edited_bytes >= 100_000
+        True
+        """
         return self._handle.edited_bytes
 
     @property
     def chain_length(self) -> int:
-        """How many layers were opened: the image itself, and the backing files that it was allowed."""
+        """How many layers were opened: the image itself, and the backing files that it was allowed.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.chain_length
+        1
+        """
         return self._handle.chain_length
 
     def __len__(self) -> int:

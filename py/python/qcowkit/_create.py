@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 from qcowkit import _qcowkit
@@ -12,6 +13,7 @@ from qcowkit._image import Image
 from qcowkit._new import NewImage, words
 from qcowkit._open import BackingLike, KeyLike, _opener, _settings, open  # noqa: A004
 from qcowkit._progress import ProgressLike
+from qcowkit.errors import InvalidArgumentError
 from qcowkit.policy import PolicyLike
 
 if TYPE_CHECKING:
@@ -89,8 +91,8 @@ def create(
 
 
 def convert(
-    source: Source,
-    target: str | os.PathLike[str],
+    source: Source | list[Source] | tuple[Source, ...],
+    target: str | os.PathLike[str] | BinaryFile,
     *,
     backing: BackingLike = "deny",
     source_key: KeyLike | None = None,
@@ -101,8 +103,8 @@ def convert(
     """Copies the disk of an image into a new image: :func:`open` and :meth:`Image.convert` in a row.
 
     Args:
-        source: as of :func:`open`.
-        target: a path.
+        source: as of :func:`open`; or a list of images in files, whose disks are copied one behind the other.
+        target: as of :meth:`Image.convert`.
         backing: which files that the source names may be opened, as of :func:`open`.
         source_key: the key of the source, if it is encrypted.
         snapshot: copies the disk as it was when this internal snapshot was taken.
@@ -114,8 +116,12 @@ def convert(
     >>> qcowkit.convert("disk.qcow2", "disk.raw", format="raw")["total_bytes"]
     1073741824
     """
-    with open(source, backing=backing, key=source_key, snapshot=snapshot) as image:
-        return image.convert(target, progress=progress, **how)
+    sources: list[Source] = list(source) if isinstance(source, (list, tuple)) else [source]
+    if not sources:
+        raise InvalidArgumentError("there is no source")
+    with ExitStack() as stack:
+        images = [stack.enter_context(open(one, backing=backing, key=source_key, snapshot=snapshot)) for one in sources]
+        return images[0].convert(target, behind=images[1:], progress=progress, **how)
 
 
 def probe(source: Source) -> dict[str, Any]:

@@ -35,31 +35,67 @@ class GuestDisk(io.RawIOBase):
 
     @property
     def size(self) -> int:
-        """Bytes of the disk, or of the range."""
+        """Bytes of the disk, or of the range.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     disk = image.disk()
+        ...     disk.size
+        1073741824
+        """
         return self._image.size - self._start if self._size is None else self._size
 
     @property
     def mode(self) -> str:
-        """ "rb", or "rb+" where it can be written."""
+        """ "rb", or "rb+" where it can be written.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     disk = image.disk()
+        ...     disk.mode
+        'rb'
+        """
         return "rb+" if self.writable() else "rb"
 
     def readable(self) -> bool:
-        """It is."""
+        """It is.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     disk = image.disk()
+        ...     disk.readable()
+        True
+        """
         self._refuse_closed()
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """It is.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     disk = image.disk()
+        ...     disk.seekable()
+        True
+        """
         self._refuse_closed()
         return True
 
     def writable(self) -> bool:
-        """Whether the image was opened to be changed."""
+        """Whether the image was opened to be changed.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     disk = image.disk()
+        ...     disk.writable()
+        False
+        """
         self._refuse_closed()
         return self._image.mode != "r"
 
     def tell(self) -> int:
-        """The position, in bytes."""
+        """The position, in bytes.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     disk = image.disk()
+        ...     disk.read(512) == bytes(512), disk.tell()
+        (True, 512)
+        """
         self._refuse_closed()
         return self._position
 
@@ -70,6 +106,11 @@ class GuestDisk(io.RawIOBase):
 
         Raises:
             ValueError: a position before the begin.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     disk = image.disk()
+        ...     disk.seek(1 << 20), disk.read(5), disk.seek(-4, 1)
+        (1048576, b'hello', 1048577)
         """
         self._refuse_closed()
         if whence == os.SEEK_SET:
@@ -90,6 +131,14 @@ class GuestDisk(io.RawIOBase):
         """Fills a buffer from the position on, and gives how many bytes were there: 0 at the end.
 
         Raises: as `Image.read`.
+
+        >>> buffer = bytearray(5)
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     disk = image.disk()
+        ...     disk.seek(1 << 20), disk.readinto(buffer)
+        (1048576, 5)
+        >>> buffer
+        bytearray(b'hello')
         """
         self._refuse_closed()
         view = memoryview(buffer).cast("B")
@@ -106,6 +155,11 @@ class GuestDisk(io.RawIOBase):
         Raises:
             qcowkit.errors.NoSpaceError: the position is at the end already: disks do not grow by being written.
             OSError: as `Image.write`.
+
+        >>> with qcowkit.open("disk.qcow2", "scratch") as image:
+        ...     disk = image.disk()
+        ...     disk.write(b"boot"), image.read(0, 4)
+        (4, b'boot')
         """
         if not self.writable():
             raise io.UnsupportedOperation("the image was opened to read it: mode 'r+' or 'scratch' changes it")
@@ -124,6 +178,11 @@ class GuestDisk(io.RawIOBase):
 
         Raises:
             io.UnsupportedOperation: another size.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     disk = image.disk()
+        ...     disk.truncate(disk.size)
+        1073741824
         """
         self._refuse_closed()
         wanted = self._position if size is None else size
@@ -132,7 +191,13 @@ class GuestDisk(io.RawIOBase):
         return wanted
 
     def flush(self) -> None:
-        """Makes durable what was written."""
+        """Makes durable what was written.
+
+        >>> with qcowkit.open("disk.qcow2", "scratch") as image:
+        ...     disk = image.disk()
+        ...     count = disk.write(b"boot")
+        ...     disk.flush()
+        """
         super().flush()
         if not self._image.closed and self._image.mode != "r":
             self._image.flush()

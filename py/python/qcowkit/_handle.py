@@ -22,18 +22,35 @@ class Handle:
 
     @property
     def path(self) -> str | None:
-        """The name that the image was opened by; `None` where it lies in bytes or a file object."""
+        """The name that the image was opened by; `None` where it lies in bytes or a file object.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.path
+        'disk.qcow2'
+        """
         path = self._handle.path
         return None if path is None else os.fspath(path)
 
     @property
     def mode(self) -> str:
-        """How the image was opened: "r", "r+" or "scratch"."""
+        """How the image was opened: "r", "r+" or "scratch".
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.mode
+        'r'
+        """
         return self._handle.mode
 
     @property
     def closed(self) -> bool:
-        """Whether the image is closed."""
+        """Whether the image is closed.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.closed
+        False
+        >>> image.closed
+        True
+        """
         return self._handle.closed
 
     def close(self) -> None:

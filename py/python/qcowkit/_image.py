@@ -5,6 +5,7 @@ from __future__ import annotations
 from qcowkit import _html
 from qcowkit._bitmaps import Bitmaps
 from qcowkit._bytes import GuestBytes
+from qcowkit._keys import Keys
 from qcowkit._looks import Looks
 from qcowkit._partitions import Partitions
 from qcowkit._save import Save
@@ -15,12 +16,18 @@ from qcowkit.reports import ImageInfo
 __all__ = ["Image"]
 
 
-class Image(GuestBytes, Snapshots, Bitmaps, Partitions, Shape, Save, Looks):
+class Image(GuestBytes, Snapshots, Bitmaps, Partitions, Shape, Keys, Save, Looks):
     """An open qcow2 image; made by :func:`qcowkit.open` and :func:`qcowkit.create`.
 
     Closing is explicit: by `close()`, or by `with`. Methods of a closed image raise `ValueError`, as those of Python's
     files do. An image may be used from several threads: guest bytes are read and written side by side, everything else
     waits for its turn, and other threads of the program go on meanwhile.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     image
+    <qcowkit.Image 'disk.qcow2'>
+    >>> image.closed
+    True
     """
 
     def info(self) -> ImageInfo:

@@ -39,7 +39,15 @@ Source: TypeAlias = Union[str, "os.PathLike[str]", "Buffer", BinaryFile]
 
 @dataclasses.dataclass(frozen=True)
 class BackingRef:
-    """A file that an image names; what a function given as `backing` is asked about. The name is untrusted."""
+    """A file that an image names; what a function given as `backing` is asked about. The name is untrusted.
+
+    >>> qcowkit.create("top.qcow2", backing="disk.qcow2", backing_format="qcow2").close()
+    >>> def allow(file: qcowkit.BackingRef) -> str | None:
+    ...     return file.name if file.role == "backing" and file.format == "qcow2" else None
+    >>> with qcowkit.open("top.qcow2", backing=allow) as image:
+    ...     image.read(1 << 20, 5)
+    b'hello'
+    """
 
     #: "backing" (the layer below) or "data-file" (where the image keeps guest data).
     role: Literal["backing", "data-file"]
@@ -55,7 +63,15 @@ class BackingRef:
 
 @dataclasses.dataclass(frozen=True)
 class KeyRequest:
-    """An encrypted layer; what a function given as `key` is asked about."""
+    """An encrypted layer; what a function given as `key` is asked about.
+
+    >>> qcowkit.create("secret.qcow2", "1M", key="abc", encryption={"iter-time": 10}).close()
+    >>> def ask(layer: qcowkit.KeyRequest) -> str | None:
+    ...     return ["wrong", "abc"][layer.attempt] if layer.attempt < 2 else None
+    >>> with qcowkit.open("secret.qcow2", key=ask) as image:
+    ...     image.read(0, 2)
+    b'\\x00\\x00'
+    """
 
     #: How deep in the backing chain it lies; 0 is the image that was opened.
     depth: int

@@ -14,7 +14,13 @@ __all__ = ["Partition", "PartitionTable", "Partitions"]
 
 @dataclasses.dataclass(frozen=True)
 class Partition:
-    """A partition of a guest disk."""
+    """A partition of a guest disk.
+
+    >>> with qcowkit.open("parted.qcow2") as image:
+    ...     part = image.partitions()[0]
+    >>> part.number, part.start, part.type_name, part.bootable
+    (1, 32768, 'Linux', True)
+    """
 
     #: The number that Linux gives it: `/dev/sda1` is 1.
     number: int
@@ -47,12 +53,23 @@ class Partition:
         return GuestDisk(self._image, self.start, min(self.size, there))
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by their names in JSON."""
+        """The fields by their names in JSON.
+
+        >>> with qcowkit.open("parted.qcow2") as image:
+        ...     image.partitions()[0].to_dict()["type"]
+        '83'
+        """
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "_image"}
 
 
 class PartitionTable(list[Partition]):
-    """The partitions of a disk, and what the table says of itself."""
+    """The partitions of a disk, and what the table says of itself.
+
+    >>> with qcowkit.open("parted.qcow2") as image:
+    ...     table = image.partitions()
+    >>> table.scheme, table.block_size, table.faults, len(table)
+    ('mbr', 512, (), 1)
+    """
 
     #: "mbr", "gpt", or `None` where the disk has no table.
     scheme: str | None = None

@@ -15,7 +15,13 @@ __all__ = ["Report", "optional", "plain"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """What all reports can do."""
+    """What all reports can do.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     report = image.check()
+    >>> isinstance(report, qcowkit.reports.Report), report["corruptions"] if "corruptions" in report else 0
+    (True, 0)
+    """
 
     _data: Mapping[str, Any] = dataclasses.field(repr=False, compare=False, default_factory=dict)
 

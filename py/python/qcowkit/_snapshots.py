@@ -17,7 +17,13 @@ _LONGEST_NAME = 255
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """A snapshot within an image."""
+    """A snapshot within an image.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     snapshot = image.snapshots[0]
+    >>> snapshot.id, snapshot.name
+    ('1', 'before')
+    """
 
     #: Its ID, which no other snapshot has; a number as text.
     id: str
@@ -34,7 +40,12 @@ class Snapshot:
     _info: dict[str, Any] = dataclasses.field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry of `snapshots` in `qcowkit info --output=json`."""
+        """The entry of `snapshots` in `qcowkit info --output=json`.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.snapshots[0].to_dict()["name"]
+        'before'
+        """
         return dict(self._info)
 
     @classmethod

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpaceBytes:
-    """Bytes of a file, and what the host does with them; `bytes = held + holes + unknown`."""
+    """Bytes of a file, and what the host does with them; `bytes = held + holes + unknown`.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     analysis = image.analyze()
+    >>> total = analysis.ledger.total
+    >>> total.bytes == total.held + total.holes + total.unknown
+    True
+    """
 
     #: All of them.
     bytes: int
@@ -29,7 +36,14 @@ class SpaceBytes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LedgerLine(SpaceBytes):
-    """One class of the space ledger."""
+    """One class of the space ledger.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     analysis = image.analyze()
+    >>> line = analysis.ledger["live_data"]
+    >>> line.kind, line.bytes
+    ('live_data', 65536)
+    """
 
     #: The class: "header", "l1_table", ..., "live_data", ..., "beyond_last_used" (docs/analyze.md).
     kind: str = dataclasses.field(metadata={"key": "class"})
@@ -37,7 +51,13 @@ class LedgerLine(SpaceBytes):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Two structures that claim the same clusters: a corruption."""
+    """Two structures that claim the same clusters: a corruption.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     analysis = image.analyze()
+    >>> analysis.ledger.overlaps
+    ()
+    """
 
     #: First byte in the file.
     host_offset: int
@@ -90,7 +110,13 @@ class Ledger:
         raise KeyError(kind)
 
     def table(self) -> Table:
-        """The classes as a table: `kind`, `bytes`, `held`, `holes`, `unknown`."""
+        """The classes as a table: `kind`, `bytes`, `held`, `holes`, `unknown`.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     analysis = image.analyze()
+        >>> "live_data" in analysis.ledger.table()["kind"].to_list()
+        True
+        """
         rows = [{"kind": line.kind, **{name: getattr(line, name) for name in _SPACE}} for line in self.classes]
         return Table.from_rows(rows, {"kind": "dictionary", **dict.fromkeys(_SPACE, "uint64")})
 
@@ -103,7 +129,13 @@ class Ledger:
         return _html.page(f"{_html.size(self.file_length)} of file", body)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The classes as bars, what the host holds apart from holes. Needs `qcowkit[plot]`."""
+        """The classes as bars, what the host holds apart from holes. Needs `qcowkit[plot]`.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     analysis = image.analyze()
+        >>> analysis.ledger.plot().get_figure() is not None
+        True
+        """
         from qcowkit import plots
 
         return plots.ledger(self, ax)
@@ -114,7 +146,13 @@ _SPACE = ("bytes", "held", "holes", "unknown")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gain:
-    """What giving something back would return, in bytes."""
+    """What giving something back would return, in bytes.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     analysis = image.analyze()
+    >>> analysis.reclaim.repair_leaks
+    Gain(host_bytes=0, host_bytes_unknown=0, file_bytes=0)
+    """
 
     #: What the host gets back.
     host_bytes: int
@@ -126,7 +164,13 @@ class Gain:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compacted(Gain):
-    """What rewriting the image would return."""
+    """What rewriting the image would return.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     analysis = image.analyze()
+    >>> analysis.reclaim.compact.file_length <= analysis.ledger.file_length
+    True
+    """
 
     #: The length of the rewritten file.
     file_length: int
@@ -134,7 +178,13 @@ class Compacted(Gain):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reclaim:
-    """What each way of giving space back would return (docs/analyze.md)."""
+    """What each way of giving space back would return (docs/analyze.md).
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     analysis = image.analyze()
+    >>> analysis.reclaim.drop_snapshots.host_bytes >= 65536
+    True
+    """
 
     #: Holes for free clusters inside the file.
     punch_free: Gain
@@ -156,7 +206,13 @@ class Reclaim:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorstCase:
-    """How large the file can get while the guest writes, in bytes (docs/analyze.md)."""
+    """How large the file can get while the guest writes, in bytes (docs/analyze.md).
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     analysis = image.analyze()
+    >>> analysis.worst_case.fully_written > 1 << 30
+    True
+    """
 
     #: Once every guest cluster holds data of its own.
     fully_written: int
@@ -170,7 +226,14 @@ class WorstCase:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """Lengths in bytes. Percentiles are by nearest rank; all values are 0 when `count` is."""
+    """Lengths in bytes. Percentiles are by nearest rank; all values are 0 when `count` is.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     analysis = image.analyze()
+    >>> runs = analysis.layout.guest_order.runs
+    >>> runs.count, runs.bytes, runs.max
+    (1, 65536, 65536)
+    """
 
     #: How many.
     count: int
@@ -196,7 +259,14 @@ class Distribution:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GuestOrder:
-    """How the clusters of the disk lie in the file."""
+    """How the clusters of the disk lie in the file.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     analysis = image.analyze()
+    >>> order = analysis.layout.guest_order
+    >>> order.clusters, order.discontinuities
+    (1, 0)
+    """
 
     #: Guest clusters that have a host cluster.
     clusters: int
@@ -212,7 +282,13 @@ class GuestOrder:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompressedOrder:
-    """How compressed clusters lie in the file."""
+    """How compressed clusters lie in the file.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     analysis = image.analyze()
+    >>> analysis.layout.compressed.clusters
+    0
+    """
 
     #: Compressed clusters.
     clusters: int
@@ -226,7 +302,13 @@ class CompressedOrder:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gap:
-    """Free space inside the file."""
+    """Free space inside the file.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     analysis = image.analyze()
+    >>> [gap.length for gap in analysis.layout.free.largest]
+    []
+    """
 
     #: First byte in the file.
     host_offset: int
@@ -248,7 +330,13 @@ class GapBucket:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TooSmall:
-    """How much of the free space cannot take a request of a size in one piece."""
+    """How much of the free space cannot take a request of a size in one piece.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     analysis = image.analyze()
+    >>> [(size.request_size, size.bytes) for size in analysis.layout.free.too_small_for][:1]
+    [(4096, 0)]
+    """
 
     #: The size.
     request_size: int
@@ -260,7 +348,13 @@ class TooSmall:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FreeGaps:
-    """Free space before the last cluster in use."""
+    """Free space before the last cluster in use.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     analysis = image.analyze()
+    >>> analysis.layout.free.gaps.count
+    0
+    """
 
     #: The lengths of the gaps.
     gaps: Distribution
@@ -274,7 +368,13 @@ class FreeGaps:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataRuns:
-    """Data and holes in the order of the file."""
+    """Data and holes in the order of the file.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     analysis = image.analyze()
+    >>> analysis.layout.file.data.bytes + analysis.layout.file.holes.bytes <= analysis.ledger.file_length
+    True
+    """
 
     #: Runs of data between holes.
     data: Distribution
@@ -284,7 +384,14 @@ class DataRuns:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HostLayout:
-    """How the file lies on the device below."""
+    """How the file lies on the device below.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     analysis = image.analyze()
+    >>> host = analysis.layout.host
+    >>> host is None or host.extents >= host.discontinuities
+    True
+    """
 
     #: Extents as the file system counts them.
     extents: int
@@ -300,7 +407,13 @@ class HostLayout:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the disk lies in the file (docs/analyze.md)."""
+    """How the disk lies in the file (docs/analyze.md).
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     analysis = image.analyze()
+    >>> analysis.layout.guest_order.clusters
+    1
+    """
 
     #: Uncompressed clusters in the guest's order.
     guest_order: GuestOrder
@@ -332,7 +445,13 @@ class Layout:
         return _html.page("Layout", body)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The free gaps by size. Needs `qcowkit[plot]`."""
+        """The free gaps by size. Needs `qcowkit[plot]`.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     analysis = image.analyze()
+        >>> analysis.layout.plot().get_figure() is not None
+        True
+        """
         from qcowkit import plots
 
         return plots.gaps(self, ax)
@@ -340,7 +459,13 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Analysis(Report):
-    """Where the space of an image went, what could be had back, and how the disk lies: `qcowkit analyze`."""
+    """Where the space of an image went, what could be had back, and how the disk lies: `qcowkit analyze`.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     analysis = image.analyze()
+    >>> analysis.ledger["only_in_snapshots"].bytes
+    65536
+    """
 
     #: Bytes of the virtual disk.
     virtual_size: int
@@ -376,5 +501,11 @@ class Analysis(Report):
         return _html.page(f"Analysis: {sizes}", body)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The space ledger as bars. Needs `qcowkit[plot]`."""
+        """The space ledger as bars. Needs `qcowkit[plot]`.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     analysis = image.analyze()
+        >>> analysis.plot().get_figure() is not None
+        True
+        """
         return self.ledger.plot(ax)

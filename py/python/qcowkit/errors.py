@@ -35,7 +35,14 @@ __all__ = [
 
 
 class QcowError(OSError):
-    """The root of the tree."""
+    """The root of the tree.
+
+    >>> try:
+    ...     qcowkit.open("disk.qcow2").read(1 << 40, 1)
+    ... except qcowkit.errors.QcowError as error:
+    ...     error.code, error.guest_offset, error.filename
+    ('out_of_range', 1099511627776, 'disk.qcow2')
+    """
 
     #: The kind's name, the same in Rust and JavaScript.
     code: ClassVar[str] = ""
@@ -76,34 +83,74 @@ class QcowError(OSError):
 
 
 class StorageError(QcowError):
-    """The storage below failed, and the operating system has no number for it."""
+    """The storage below failed, and the operating system has no number for it.
+
+    >>> issubclass(qcowkit.errors.StorageError, OSError), qcowkit.errors.StorageError.code
+    (True, 'storage')
+    """
 
     code = "storage"
 
 
 class NotQcow2Error(QcowError):
-    """The file is no qcow2 image."""
+    """The file is no qcow2 image.
+
+    >>> try:
+    ...     qcowkit.open(bytes(65536))
+    ... except qcowkit.errors.NotQcow2Error as error:
+    ...     error.code, error.hint
+    ('not_qcow2', None)
+    """
 
     code = "not_qcow2"
     _errno = _errno.EINVAL
 
 
 class CorruptImageError(QcowError):
-    """The image contradicts its specification or itself."""
+    """The image contradicts its specification or itself.
+
+    >>> import pathlib
+    >>> broken = bytearray(pathlib.Path("disk.qcow2").read_bytes())
+    >>> broken[40:48] = (1).to_bytes(8)
+    >>> try:
+    ...     qcowkit.open(broken)
+    ... except qcowkit.errors.CorruptImageError as error:
+    ...     error.code, error.structure
+    ('corrupt', 'header')
+    """
 
     code = "corrupt"
     hint = "Image.check() tells all that is wrong, and what a repair would do"
 
 
 class UnsupportedError(QcowError):
-    """The image needs something that is not supported; the message names it."""
+    """The image needs something that is not supported; the message names it.
+
+    >>> import pathlib
+    >>> strange = bytearray(pathlib.Path("disk.qcow2").read_bytes())
+    >>> strange[72] = 0x80
+    >>> try:
+    ...     qcowkit.open(strange)
+    ... except qcowkit.errors.UnsupportedError as error:
+    ...     error.code, error.hint
+    ('unsupported', None)
+    """
 
     code = "unsupported"
     _errno = _errno.ENOTSUP
 
 
 class EncryptedError(QcowError):
-    """The guest data is encrypted and no key was given."""
+    """The guest data is encrypted and no key was given.
+
+    >>> with qcowkit.create("secret.qcow2", "1M", key="abc", encryption={"iter-time": 10}) as image:
+    ...     count = image.write(0, b"hidden")
+    >>> try:
+    ...     qcowkit.open("secret.qcow2").read(0, 1)
+    ... except qcowkit.errors.EncryptedError as error:
+    ...     error.code, error.hint
+    ('encrypted', 'open it with key=')
+    """
 
     code = "encrypted"
     hint = "open it with key="
@@ -111,7 +158,15 @@ class EncryptedError(QcowError):
 
 
 class WrongKeyError(QcowError):
-    """None of the keys that were given opens the image."""
+    """None of the keys that were given opens the image.
+
+    >>> qcowkit.create("secret.qcow2", "1M", key="abc", encryption={"iter-time": 10}).close()
+    >>> try:
+    ...     qcowkit.open("secret.qcow2", key="xyz")
+    ... except qcowkit.errors.WrongKeyError as error:
+    ...     error.code, error.hint
+    ('wrong_key', 'open it with another key=, or without one to look at all that is not encrypted')
+    """
 
     code = "wrong_key"
     hint = "open it with another key=, or without one to look at all that is not encrypted"
@@ -119,7 +174,15 @@ class WrongKeyError(QcowError):
 
 
 class DeniedError(QcowError):
-    """The image names a file that this call may not open."""
+    """The image names a file that this call may not open.
+
+    >>> qcowkit.create("top.qcow2", backing="disk.qcow2", backing_format="qcow2").close()
+    >>> try:
+    ...     qcowkit.open("top.qcow2").read(0, 1)
+    ... except qcowkit.errors.DeniedError as error:
+    ...     error.code, error.structure
+    ('denied', 'backing_file')
+    """
 
     code = "denied"
     hint = "open it with backing='same-dir', backing='follow' (images that are trusted), or a function that decides"
@@ -127,14 +190,30 @@ class DeniedError(QcowError):
 
 
 class InvalidArgumentError(QcowError, ValueError):
-    """An argument is wrong."""
+    """An argument is wrong.
+
+    >>> try:
+    ...     qcowkit.create("new.qcow2", "1M", cluster_size=3)
+    ... except qcowkit.errors.InvalidArgumentError as error:
+    ...     error.code, error.hint
+    ('invalid_argument', None)
+    >>> issubclass(qcowkit.errors.InvalidArgumentError, ValueError)
+    True
+    """
 
     code = "invalid_argument"
     _errno = _errno.EINVAL
 
 
 class OutOfRangeError(QcowError, ValueError):
-    """A guest range reaches beyond the end of the virtual disk."""
+    """A guest range reaches beyond the end of the virtual disk.
+
+    >>> try:
+    ...     qcowkit.open("disk.qcow2").read(1 << 40, 1)
+    ... except qcowkit.errors.OutOfRangeError as error:
+    ...     error.code, error.hint
+    ('out_of_range', 'Image.size is where the disk ends; Image.resize() moves the end')
+    """
 
     code = "out_of_range"
     hint = "Image.size is where the disk ends; Image.resize() moves the end"
@@ -142,7 +221,14 @@ class OutOfRangeError(QcowError, ValueError):
 
 
 class ReadOnlyError(QcowError):
-    """A write was asked of an image that is open read-only."""
+    """A write was asked of an image that is open read-only.
+
+    >>> try:
+    ...     qcowkit.open("disk.qcow2").write(0, b"x")
+    ... except qcowkit.errors.ReadOnlyError as error:
+    ...     error.code, error.hint
+    ('read_only', "open it with mode 'r+', or 'scratch' to change it in memory")
+    """
 
     code = "read_only"
     hint = "open it with mode 'r+', or 'scratch' to change it in memory"
@@ -150,7 +236,15 @@ class ReadOnlyError(QcowError):
 
 
 class LockedError(QcowError):
-    """Another process holds the image."""
+    """Another process holds the image.
+
+    >>> with qcowkit.open("disk.qcow2", "r+"):
+    ...     try:
+    ...         qcowkit.open("disk.qcow2", "r+")
+    ...     except qcowkit.errors.LockedError as error:
+    ...         error.code, error.hint
+    ('locked', 'wait until the other is done; lock=False looks at an image in use')
+    """
 
     code = "locked"
     hint = "wait until the other is done; lock=False looks at an image in use"
@@ -158,14 +252,28 @@ class LockedError(QcowError):
 
 
 class LimitError(QcowError):
-    """A table or field exceeds a limit; the message names it."""
+    """A table or field exceeds a limit; the message names it.
+
+    >>> qcowkit.errors.LimitError("a table is too large", structure="l1_table").structure
+    'l1_table'
+    """
 
     code = "limit"
     _errno = _errno.EFBIG
 
 
 class NoSpaceError(QcowError):
-    """The storage or the format has no room left."""
+    """The storage or the format has no room left.
+
+    >>> with qcowkit.open("disk.qcow2", "scratch") as image:
+    ...     disk = image.disk()
+    ...     end = disk.seek(0, 2)
+    ...     try:
+    ...         disk.write(b"x")
+    ...     except qcowkit.errors.NoSpaceError as error:
+    ...         error.code
+    'no_space'
+    """
 
     code = "no_space"
     hint = "make room and try again: what was written before is there"
@@ -173,13 +281,21 @@ class NoSpaceError(QcowError):
 
 
 class CodecError(QcowError):
-    """Compressed data cannot be unpacked or packed."""
+    """Compressed data cannot be unpacked or packed.
+
+    >>> issubclass(qcowkit.errors.CodecError, qcowkit.errors.QcowError), qcowkit.errors.CodecError.code
+    (True, 'codec')
+    """
 
     code = "codec"
 
 
 class PoisonedError(QcowError):
-    """An earlier failure left the image unsure: only closing is possible now."""
+    """An earlier failure left the image unsure: only closing is possible now.
+
+    >>> qcowkit.errors.PoisonedError.hint
+    'close the image and open it again: what was flushed before the failure is there'
+    """
 
     code = "poisoned"
     hint = "close the image and open it again: what was flushed before the failure is there"

@@ -174,7 +174,11 @@ class Trace:
 
     @property
     def end(self) -> int:
-        """The first byte behind everything that it touches: the smallest disk that it fits on."""
+        """The first byte behind everything that it touches: the smallest disk that it fits on.
+
+        >>> qcowkit.Trace.parse("discard 1M 64k").end
+        1114112
+        """
         return self._trace.end
 
     @functools.cached_property
@@ -215,7 +219,12 @@ class Trace:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TraceSummary(Report):
-    """The size of a trace."""
+    """The size of a trace.
+
+    >>> trace = qcowkit.Trace.parse("write 0 1M\\ndiscard 0 512k")
+    >>> trace.summary.writes, trace.summary.discarded_bytes
+    (1, 524288)
+    """
 
     #: Where it comes from.
     name: str
@@ -289,7 +298,12 @@ ConfigLike: TypeAlias = LabConfig | PolicyLike
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-    """An image at one moment of a replay; sizes in bytes."""
+    """An image at one moment of a replay; sizes in bytes.
+
+    >>> trace = qcowkit.Trace.parse("write 0 1M\\ndiscard 0 512k")
+    >>> qcowkit.replay(trace).end.live_bytes
+    524288
+    """
 
     #: Operations replayed so far.
     operation: int
@@ -329,7 +343,12 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Backup:
-    """An incremental backup by dirty bitmap: what changed since the mark before; sizes in bytes."""
+    """An incremental backup by dirty bitmap: what changed since the mark before; sizes in bytes.
+
+    >>> trace = qcowkit.Trace.parse("write 0 1M\\ndiscard 0 512k")
+    >>> [(backup.name, backup.data_bytes) for backup in qcowkit.replay(trace).run.backups]
+    [('end', 524288)]
+    """
 
     #: The name of the mark, or "end".
     name: str
@@ -350,7 +369,13 @@ _SAMPLES: dict[str, Literal["uint64", "int64", "float64", "dictionary", "string"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabRun(Report):
-    """One replay under one configuration."""
+    """One replay under one configuration.
+
+    >>> trace = qcowkit.Trace.parse("write 0 1M\\ndiscard 0 512k")
+    >>> run = qcowkit.replay(trace, "no-unref").run
+    >>> run.end.retained_bytes, run.peak_file_length >= run.end.file_length
+    (524288, True)
+    """
 
     #: The image at the end.
     end: Sample
@@ -363,22 +388,42 @@ class LabRun(Report):
 
     @property
     def name(self) -> str:
-        """What the configuration is called."""
+        """What the configuration is called.
+
+        >>> trace = qcowkit.Trace.parse("write 0 1M\\ndiscard 0 512k")
+        >>> qcowkit.replay(trace, "no-unref").run.name
+        'no-unref'
+        """
         return str(self["config"]["name"])
 
     @property
     def config(self) -> dict[str, Any]:
-        """How the image was made and opened, as the command line prints it."""
+        """How the image was made and opened, as the command line prints it.
+
+        >>> trace = qcowkit.Trace.parse("write 0 1M\\ndiscard 0 512k")
+        >>> qcowkit.replay(trace).run.config["cluster_size"]
+        65536
+        """
         config: dict[str, Any] = self.to_dict()["config"]
         return config
 
     @functools.cached_property
     def timeline(self) -> Table:
-        """The image along the trace: one row for each sample, with the members of :class:`Sample` as columns."""
+        """The image along the trace: one row for each sample, with the members of :class:`Sample` as columns.
+
+        >>> trace = qcowkit.Trace.parse("write 0 1M\\ndiscard 0 512k")
+        >>> qcowkit.replay(trace).run.timeline["operation"].to_list()[-1]
+        2
+        """
         return Table.from_rows(self["samples"], _SAMPLES)
 
     def plot(self, metric: str = "file_length", ax: Axes | None = None) -> Axes:
-        """One column of the timeline. Needs `qcowkit[plot]`."""
+        """One column of the timeline. Needs `qcowkit[plot]`.
+
+        >>> trace = qcowkit.Trace.parse("write 0 1M\\ndiscard 0 512k")
+        >>> qcowkit.replay(trace).run.plot().get_figure() is not None
+        True
+        """
         from qcowkit import plots
 
         return plots.timeline([self], metric, ax)
@@ -389,7 +434,12 @@ class LabRun(Report):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """A configuration and its score."""
+    """A configuration and its score.
+
+    >>> trace = qcowkit.Trace.parse("write 0 1M\\ndiscard 0 512k")
+    >>> [ranked.name for ranked in qcowkit.compare(trace, ["unmap"], advise=True).advice.ranking]
+    ['unmap']
+    """
 
     #: The configuration's name.
     name: str
@@ -399,7 +449,12 @@ class Ranked:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Advice:
-    """Which configuration the numbers speak for (docs/discard-lab.md)."""
+    """Which configuration the numbers speak for (docs/discard-lab.md).
+
+    >>> trace = qcowkit.Trace.parse("write 0 1M\\ndiscard 0 512k")
+    >>> qcowkit.compare(trace, ["unmap"], advise=True).advice.best
+    'unmap'
+    """
 
     #: The name of the one that comes out best.
     best: str
@@ -411,7 +466,13 @@ class Advice:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison(Report):
-    """Several replays of one trace: `qcowkit replay`."""
+    """Several replays of one trace: `qcowkit replay`.
+
+    >>> trace = qcowkit.Trace.parse("write 0 1M\\ndiscard 0 512k")
+    >>> comparison = qcowkit.compare(trace, ["unmap", "no-unref"])
+    >>> comparison["no-unref"].end.retained_bytes, comparison.virtual_size
+    (524288, 1048576)
+    """
 
     #: What was replayed.
     trace: TraceSummary
@@ -431,12 +492,24 @@ class Comparison(Report):
 
     @functools.cached_property
     def timeline(self) -> Table:
-        """All samples: `run`, and the members of :class:`Sample`."""
+        """All samples: `run`, and the members of :class:`Sample`.
+
+        >>> trace = qcowkit.Trace.parse("write 0 1M\\ndiscard 0 512k")
+        >>> comparison = qcowkit.compare(trace, ["unmap", "no-unref"])
+        >>> sorted(set(comparison.timeline["run"].to_list()))
+        ['no-unref', 'unmap']
+        """
         rows = [{"run": run.name, **sample} for run in self.runs for sample in run["samples"]]
         return Table.from_rows(rows, {"run": "dictionary", **_SAMPLES})
 
     def table(self) -> Table:
-        """How each run ended: `run`, `peak_file_length`, `backup_bytes` and the members of :class:`Sample`."""
+        """How each run ended: `run`, `peak_file_length`, `backup_bytes` and the members of :class:`Sample`.
+
+        >>> trace = qcowkit.Trace.parse("write 0 1M\\ndiscard 0 512k")
+        >>> comparison = qcowkit.compare(trace, ["unmap", "no-unref"])
+        >>> comparison.table()["retained_bytes"].to_list()
+        [0, 524288]
+        """
         rows = [
             {
                 "run": run.name,
@@ -451,7 +524,12 @@ class Comparison(Report):
         )
 
     def plot(self, metric: str = "file_length", ax: Axes | None = None) -> Axes:
-        """One column of the timelines, a line for each run. Needs `qcowkit[plot]`."""
+        """One column of the timelines, a line for each run. Needs `qcowkit[plot]`.
+
+        >>> trace = qcowkit.Trace.parse("write 0 1M\\ndiscard 0 512k")
+        >>> qcowkit.compare(trace).plot("file_length").get_figure() is not None
+        True
+        """
         from qcowkit import plots
 
         return plots.timeline(self.runs, metric, ax)
@@ -466,16 +544,31 @@ class Comparison(Report):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReplayResult(Comparison):
-    """A replay under one configuration; `to_dict()` is what `qcowkit replay --policy POLICY` prints."""
+    """A replay under one configuration; `to_dict()` is what `qcowkit replay --policy POLICY` prints.
+
+    >>> trace = qcowkit.Trace.parse("write 0 1M\\ndiscard 0 512k")
+    >>> qcowkit.replay(trace).end.operation
+    2
+    """
 
     @property
     def run(self) -> LabRun:
-        """The one run."""
+        """The one run.
+
+        >>> trace = qcowkit.Trace.parse("write 0 1M\\ndiscard 0 512k")
+        >>> qcowkit.replay(trace, "ignore").run.name
+        'ignore'
+        """
         return self.runs[0]
 
     @property
     def end(self) -> Sample:
-        """The image at the end."""
+        """The image at the end.
+
+        >>> trace = qcowkit.Trace.parse("write 0 1M\\ndiscard 0 512k")
+        >>> qcowkit.replay(trace).end.allocated_clusters
+        8
+        """
         return self.run.end
 
 

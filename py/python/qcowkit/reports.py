@@ -118,13 +118,23 @@ class ImageInfo(Report):
 
     @property
     def specific(self) -> dict[str, Any]:
-        """What only qcow2 has: `compat`, `refcount-bits`, `bitmaps`, ..."""
+        """What only qcow2 has: `compat`, `refcount-bits`, `bitmaps`, ...
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.info().specific["compat"]
+        '1.1'
+        """
         data: dict[str, Any] = self.to_dict().get("format-specific", {}).get("data", {})
         return data
 
     @property
     def snapshots(self) -> list[dict[str, Any]]:
-        """The internal snapshots, with QEMU's members."""
+        """The internal snapshots, with QEMU's members.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     [snapshot["name"] for snapshot in image.info().snapshots]
+        ['before']
+        """
         snapshots: list[dict[str, Any]] = self.to_dict().get("snapshots", [])
         return snapshots
 
@@ -140,7 +150,13 @@ class ImageInfo(Report):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OrphanedTable:
-    """An L2 table that nothing leads to: maybe all that is left of a part of the disk."""
+    """An L2 table that nothing leads to: maybe all that is left of a part of the disk.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     report = image.check()
+    >>> report.orphaned_tables
+    ()
+    """
 
     #: First byte of the table in the file.
     host_offset: int
@@ -203,33 +219,63 @@ class CheckReport(Report):
 
     @property
     def ok(self) -> bool:
-        """Nothing is wrong, and everything could be checked."""
+        """Nothing is wrong, and everything could be checked.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.check().ok
+        True
+        """
         return not (self.corruptions or self.leaks or self.check_errors)
 
     @property
     def warnings(self) -> int:
-        """What breaks the specification but endangers nothing."""
+        """What breaks the specification but endangers nothing.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.check().warnings
+        0
+        """
         return int(self["qcowkit"]["warnings"])
 
     @property
     def incomplete(self) -> bool:
-        """References are missing because something could not be read: leaks are not reported then."""
+        """References are missing because something could not be read: leaks are not reported then.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.check().incomplete
+        False
+        """
         return bool(self["qcowkit"]["incomplete"])
 
     @property
     def findings_omitted(self) -> int:
-        """Findings beyond the first 1000."""
+        """Findings beyond the first 1000.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.check().findings_omitted
+        0
+        """
         return int(self["qcowkit"]["findings_omitted"])
 
     @functools.cached_property
     def findings(self) -> Table:
         """What is wrong: severity, kind, structure, host_offset?, guest_offset?, index?, recorded?, actual?, count,
-        message."""
+        message.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.check().findings.columns[:3]
+        ('severity', 'kind', 'structure')
+        """
         return Table.from_rows(self["qcowkit"]["findings"], _FINDINGS)
 
     @property
     def orphaned_tables(self) -> tuple[OrphanedTable, ...]:
-        """L2 tables that nothing leads to, among what is leaked."""
+        """L2 tables that nothing leads to, among what is leaked.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.check().orphaned_tables
+        ()
+        """
         return tuple(build(OrphanedTable, table) for table in self["qcowkit"]["orphaned_tables"])
 
     def _repr_html_(self) -> str:
@@ -245,7 +291,13 @@ class CheckReport(Report):
         return _html.page(f"Check: {verdict}", _html.facts(counts) + _found(self["qcowkit"]["findings"]))
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Where in the file the findings are. Needs `qcowkit[plot]`."""
+        """Where in the file the findings are. Needs `qcowkit[plot]`.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     report = image.check()
+        >>> report.plot().get_figure() is not None
+        True
+        """
         from qcowkit import plots
 
         return plots.findings(self, ax)
@@ -295,63 +347,125 @@ class RepairPlan:
 
     @property
     def level(self) -> str:
-        """How much is repaired: "leaks" or "all"."""
+        """How much is repaired: "leaks" or "all".
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.plan_repair().level
+        'all'
+        """
         return str(self._repair["level"])
 
     @property
     def is_empty(self) -> bool:
-        """There is nothing to do."""
+        """There is nothing to do.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.plan_repair().is_empty
+        True
+        """
         return self._plan.is_empty
 
     @property
     def leaks_fixed(self) -> int:
-        """Leaked clusters that it takes away."""
+        """Leaked clusters that it takes away.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.plan_repair().leaks_fixed
+        0
+        """
         return self._plan.fixes[0]
 
     @property
     def corruptions_fixed(self) -> int:
-        """Corruptions that it takes away."""
+        """Corruptions that it takes away.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.plan_repair().corruptions_fixed
+        0
+        """
         return self._plan.fixes[1]
 
     @property
     def bytes_to_write(self) -> int:
-        """Bytes of metadata that it writes."""
+        """Bytes of metadata that it writes.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.plan_repair().bytes_to_write
+        0
+        """
         return int(self._repair["bytes_to_write"])
 
     @property
     def length_before(self) -> int:
-        """Bytes of the file as it is."""
+        """Bytes of the file as it is.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.plan_repair().length_before == image.file_size
+        True
+        """
         return int(self._repair["length_before"])
 
     @property
     def length_after(self) -> int:
-        """Bytes of the file as it will be."""
+        """Bytes of the file as it will be.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     plan = image.plan_repair()
+        >>> plan.length_after == plan.length_before
+        True
+        """
         return int(self._repair["length_after"])
 
     @functools.cached_property
     def findings(self) -> Table:
         """What is wrong and what is done about it: severity, kind, structure, host_offset?, host_length, guest_offset?,
-        guest_length, owner, action, message."""
+        guest_length, owner, action, message.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     len(image.plan_repair().findings)
+        0
+        """
         return Table.from_rows(self._repair["findings"], _REPAIRS)
 
     @property
     def orphaned_tables(self) -> tuple[OrphanedTable, ...]:
-        """L2 tables that nothing leads to: the repair frees them, unless `relink` puts them back."""
+        """L2 tables that nothing leads to: the repair frees them, unless `relink` puts them back.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.plan_repair().orphaned_tables
+        ()
+        """
         return tuple(build(OrphanedTable, table) for table in self._repair["orphans"])
 
     @property
     def before(self) -> CheckReport | None:
-        """The check of the image as it is; `None` where it is too broken to be checked."""
+        """The check of the image as it is; `None` where it is too broken to be checked.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     plan = image.plan_repair()
+        >>> plan.before is not None and plan.before.ok
+        True
+        """
         before = self._repair["before"]
         return None if before is None else _check_of(before)
 
     @property
     def after(self) -> CheckReport:
-        """The check of the image as it will be."""
+        """The check of the image as it will be.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.plan_repair().after.ok
+        True
+        """
         return _check_of(self._repair["after"])
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as the command line prints it in JSON: a copy, yours to change."""
+        """The plan as the command line prints it in JSON: a copy, yours to change.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.plan_repair().to_dict()["qcowkit"]["repair_plan"]["level"]
+        'all'
+        """
         return copy.deepcopy(self._data)
 
     def __repr__(self) -> str:
@@ -382,7 +496,13 @@ def _check_of(report: dict[str, Any]) -> CheckReport:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StateBytes:
-    """Guest bytes by what the image itself, not its backing file, says of them."""
+    """Guest bytes by what the image itself, not its backing file, says of them.
+
+    >>> with qcowkit.open("disk.qcow2", "scratch") as image:
+    ...     plan = image.plan_discard([(1 << 20, 65536)])
+    >>> plan.before.data, plan.after.data
+    (65536, 0)
+    """
 
     #: Data in host clusters.
     data: int
@@ -398,7 +518,13 @@ class StateBytes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscardReport(Report):
-    """What discards did: `qcowkit discard`."""
+    """What discards did: `qcowkit discard`.
+
+    >>> with qcowkit.open("disk.qcow2", "scratch") as image:
+    ...     report = image.apply(image.plan_discard([(1 << 20, 65536)], "no-unref"))
+    >>> report.dry_run, report.after.zero_retained
+    (False, 65536)
+    """
 
     #: The name of the image.
     filename: str
@@ -427,7 +553,13 @@ class DiscardReport(Report):
 
     @property
     def clusters_given_up(self) -> int:
-        """Guest bytes that had host clusters before, and have none afterwards."""
+        """Guest bytes that had host clusters before, and have none afterwards.
+
+        >>> with qcowkit.open("disk.qcow2", "scratch") as image:
+        ...     plan = image.plan_discard([(1 << 20, 65536)])
+        >>> plan.clusters_given_up
+        65536
+        """
         kept = ("data", "compressed", "zero_retained")
         had, has = (sum(int(getattr(side, name)) for name in kept) for side in (self.before, self.after))
         return had - has
@@ -449,7 +581,13 @@ class DiscardReport(Report):
         return _html.page(words, _html.columns(states, ["state", "before_bytes", "after_bytes"]) + _html.facts(facts))
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The states before and after as bars. Needs `qcowkit[plot]`."""
+        """The states before and after as bars. Needs `qcowkit[plot]`.
+
+        >>> with qcowkit.open("disk.qcow2", "scratch") as image:
+        ...     plan = image.plan_discard([(1 << 20, 65536)])
+        >>> plan.plot().get_figure() is not None
+        True
+        """
         from qcowkit import plots
 
         return plots.discard(self, ax)
@@ -479,7 +617,13 @@ class DiscardPlan(DiscardReport):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IncrementSize:
-    """The size of an increment."""
+    """The size of an increment.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     delta = image.delta(snapshot="before")
+    >>> delta.forecast.all_dirty.raw_bytes
+    65536
+    """
 
     #: Bytes of a raw increment: the changed data, one range behind the other.
     raw_bytes: int
@@ -495,7 +639,13 @@ class IncrementSize:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """How large an increment is going to be, made in three ways."""
+    """How large an increment is going to be, made in three ways.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     delta = image.delta(snapshot="before")
+    >>> delta.forecast.cluster_size, delta.forecast.all_dirty.data_clusters
+    (65536, 1)
+    """
 
     #: Bytes of a cluster of the qcow2 increment.
     cluster_size: int
@@ -509,7 +659,13 @@ class Forecast:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeltaTotals:
-    """Guest bytes in each state; together they are the disk."""
+    """Guest bytes in each state; together they are the disk.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     delta = image.delta(snapshot="before")
+    >>> delta.totals.dirty_data, delta.totals.dirty_zero
+    (65536, 0)
+    """
 
     #: Unchanged, data.
     clean: int
@@ -523,7 +679,13 @@ class DeltaTotals:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Delta(Report):
-    """What changed since an earlier state, in four states: `qcowkit delta`."""
+    """What changed since an earlier state, in four states: `qcowkit delta`.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     delta = image.delta(snapshot="before")
+    >>> [(row.start, row.state) for row in delta.ranges]
+    [(0, 'clean_zero'), (1048576, 'dirty_data'), (1114112, 'clean_zero')]
+    """
 
     #: The name of the image.
     filename: str
@@ -543,7 +705,13 @@ class Delta(Report):
     ranges: Table = dataclasses.field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The delta as the command line prints it in JSON, with all ranges: a copy, yours to change."""
+        """The delta as the command line prints it in JSON, with all ranges: a copy, yours to change.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     delta = image.delta(snapshot="before")
+        >>> len(delta.to_dict()["ranges"])
+        3
+        """
         data = {name: value for name, value in self._data.items() if name != "ranges"}
         return {**copy.deepcopy(data), "ranges": self.ranges.to_dicts()}
 
@@ -559,7 +727,13 @@ class Delta(Report):
         return _html.page(f"Delta of {_html.size(self.virtual_size)} of disk", body)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The sizes of the increments as bars. Needs `qcowkit[plot]`."""
+        """The sizes of the increments as bars. Needs `qcowkit[plot]`.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     delta = image.delta(snapshot="before")
+        >>> delta.plot().get_figure() is not None
+        True
+        """
         from qcowkit import plots
 
         return plots.forecast(self, ax)

@@ -44,7 +44,12 @@ _BATCH = 4096
 
 @runtime_checkable
 class ArrowTable(Protocol):
-    """A table of any library: whatever has Arrow's PyCapsule interface."""
+    """A table of any library: whatever has Arrow's PyCapsule interface.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     isinstance(image.map(), qcowkit.table.ArrowTable)
+    True
+    """
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         """The rows."""

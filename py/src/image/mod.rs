@@ -2,6 +2,7 @@
 
 mod bitmaps;
 mod bytes;
+mod keys;
 mod look;
 mod save;
 mod shape;

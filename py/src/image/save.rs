@@ -7,7 +7,7 @@ use std::path::Path;
 use pyo3::exceptions::PyFileExistsError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use qcowkit::convert::{ConvertError, ConvertOptions, ConvertReport};
+use qcowkit::convert::{ConvertError, ConvertOptions, ConvertReport, total_size};
 use qcowkit::disk::Disk;
 use qcowkit::file::{FileAccess, FileIdentity, FileStorage};
 use qcowkit::open::{OpenRequest, format_by_name};
@@ -54,7 +54,7 @@ impl Image {
 
     /// Writes the disk into a new image.
     #[pyo3(signature = (
-        target, *, format, options, key, compress, sparse_size, workers, rate, salvage, overwrite, progress
+        target, *, format, options, key, compress, sparse_size, workers, rate, salvage, overwrite, more, progress
     ))]
     fn convert<'py>(
         &self,
@@ -69,6 +69,7 @@ impl Image {
         rate: u64,
         salvage: bool,
         overwrite: bool,
+        more: Vec<PyRef<'py, Self>>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let target = path_of(target)?;
@@ -85,11 +86,12 @@ impl Image {
         };
         check(&how, format).map_err(|why| self.raised(py, &why))?;
         let mut progress = Progress::new(progress);
+        let more = more.iter().map(|other| other.behind(py, &target)).collect::<PyResult<Vec<_>>>()?;
         let converted = self.change(py, |image| {
             if !image.is_read_only() {
                 image.flush()?;
             }
-            Ok(self.convert_image(image, &target, &wanted, &how, &mut progress))
+            Ok(self.convert_image(image, more, &target, &wanted, how, &mut progress))
         })?;
         let report =
             converted.map_err(|why| error::raised(py, &why.error, why.file.as_deref().or(self.name.as_deref())))?;
@@ -108,32 +110,65 @@ impl Image {
 }
 
 impl Image {
+    /// The disk as one that is copied behind another.
+    fn behind(&self, py: Python<'_>, target: &Path) -> PyResult<Disk> {
+        let disk = self.change(py, |image| {
+            if !image.is_read_only() {
+                image.flush()?;
+            }
+            refuse_own(image, target)?;
+            refuse_locked(image)?;
+            Ok(self.as_disk(image))
+        })?;
+        let disk = disk.map_err(|why| error::raised(py, &why.error, why.file.as_deref().or(self.name.as_deref())))?;
+        disk.ok_or_else(|| self.raised(py, &Error::unsupported("several sources of which one is no plain file")))
+    }
+
     fn convert_image(
         &self,
         image: &mut StoreImage,
+        more: Vec<Disk>,
         target: &Path,
         wanted: &Wanted,
-        how: &ConvertOptions,
+        mut how: ConvertOptions,
         progress: &mut Progress,
     ) -> Result<ConvertReport, OpenFailure> {
         refuse_own(image, target)?;
-        if image.is_locked() {
-            return Err(Error::new(ErrorKind::Encrypted("the source".into())).into());
-        }
+        refuse_locked(image)?;
         let there = target.exists();
         let in_target = |error: Error| OpenFailure { error, file: name_of(target) };
         let open = OpenOptions { codecs: self.opening.options.codecs.clone(), ..OpenOptions::default() };
-        let new = wanted.image(image.virtual_size()).map_err(in_target)?;
-        let mut disk = new.create(target, open).map_err(in_target)?;
-        let done = match self.as_disk(image)? {
+        how.backing = wanted.backing_size(target)?.is_some();
+        let source = self.as_disk(image)?;
+        let mut sources: Vec<Disk> = Vec::new();
+        let size = match source {
             Some(source) => {
-                qcowkit::convert::convert(&mut [source], &mut disk, how, &mut |done, total| progress.tell(done, total))
+                sources.push(source);
+                sources.extend(more);
+                total_size(&sources)?
+            }
+            None if !more.is_empty() || how.backing => {
+                let what =
+                    "several sources, or a backing file, with a source that is no plain file: save_as() it first";
+                return Err(Error::unsupported(what).into());
+            }
+            None => image.virtual_size(),
+        };
+        let new = wanted.image(size).map_err(in_target)?;
+        let mut disk = new.create(target, open).map_err(in_target)?;
+        let done = match sources.is_empty() {
+            false => {
+                qcowkit::convert::convert(&mut sources, &mut disk, &how, &mut |done, total| progress.tell(done, total))
                     .map_err(|why| match why {
                         ConvertError::Write { .. } | ConvertError::Flush(_) => in_target(failure(&why)),
+                        ConvertError::Read { source, .. } => {
+                            let file = sources.get(source).map(|source| source.path().as_os_str().to_owned());
+                            OpenFailure { error: failure(&why), file }
+                        }
                         _ => failure(&why).into(),
                     })
             }
-            None => copied(image, &mut disk, how, progress).map_err(OpenFailure::from),
+            true => copied(image, &mut disk, &how, progress).map_err(OpenFailure::from),
         };
         if done.is_err() && !there {
             // Half an image is none. What became of it is not what the caller has to know.
@@ -190,6 +225,13 @@ fn copied(
         report.packed_bytes = disk.file().len()?;
     }
     Ok(report)
+}
+
+fn refuse_locked(image: &StoreImage) -> Result<()> {
+    match image.is_locked() {
+        true => Err(ErrorKind::Encrypted("the source".into()).into()),
+        false => Ok(()),
+    }
 }
 
 fn failure(why: &ConvertError) -> Error {
