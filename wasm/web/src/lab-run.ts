@@ -50,7 +50,9 @@ export async function runLab(input: LabInput, tell: (result: LabResult) => boole
     const step = Math.max(1, Math.ceil(operations / FRAMES));
     for (let at = 0; ; at += step) {
       for (const [index, replay] of replays.entries()) {
-        const [sample, frame] = [await replay.sample(), await replay.frame({ cells: CELLS, cell_bytes: cellBytes })];
+        const frame = await replay.frame({ cells: CELLS, cell_bytes: cellBytes });
+        // The end is that of the command line: everything is written out.
+        const sample = at >= operations ? (await replay.finish()).end : await replay.sample();
         result.moments[index === 0 ? 0 : 1].push({ sample, frame });
       }
       result.done = at >= operations;
