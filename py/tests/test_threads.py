@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -81,6 +85,41 @@ def test_many_threads_change_one_image(kind: str, tmp_path: Path, same: Same) ->
     if isinstance(target, io.BytesIO):
         path.write_bytes(target.getvalue())
     same(path, b"".join(parts))
+
+
+def test_long_reads_of_many_threads_help_one_another(tmp_path: Path) -> None:
+    """Long reads are shared out to helpers, and compressed clusters unpacked ahead; a fork has no helpers."""
+    words = " ".join(random.Random(3).choices(["alpha", "beta", "gamma", "delta"], k=1 << 20)).encode()[: 4 << 20]
+    path, packed = tmp_path / "disk.qcow2", tmp_path / "packed.qcow2"
+    with qcowkit.create(path, len(words)) as image:
+        image.write(0, words)
+        image.convert(packed, compress=True)
+
+    def read(image: qcowkit.Image, number: int) -> bool:
+        step = [len(words), 1 << 20, 65536, 40_000][number % 4]
+        buffer = bytearray(step)
+        for offset in range(0, len(words), step):
+            expected = words[offset : offset + step]
+            view = memoryview(buffer)[: len(expected)]
+            image.readinto(offset, view)
+            if image.read(offset, len(expected)) != expected or view != expected:
+                return False
+        return True
+
+    for source in (path, packed, packed.read_bytes(), io.BytesIO(packed.read_bytes())):
+        with qcowkit.open(source) as image, ThreadPoolExecutor(THREADS) as pool:
+            assert all(pool.map(lambda number, image=image: read(image, number), range(2 * THREADS)))
+    script = (
+        "import os, sys, qcowkit\n"
+        "image = qcowkit.open(sys.argv[1])\n"
+        "whole = image.read()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(0 if image.read() == whole else 1)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    for source in (path, packed):
+        subprocess.run([sys.executable, "-c", script, str(source)], check=True, timeout=60)
 
 
 def test_closing_while_others_read(disk: Path) -> None:
@@ -190,6 +229,57 @@ def test_ctrl_c_stops_a_conversion_and_takes_the_target_away(tmp_path: Path) -> 
             image.convert(target, rate=1 << 20, progress=lambda done, total: event.set())
         assert not target.exists()
         assert image.read(0, 16) == random.Random(1).randbytes(64 << 20)[:16]
+
+
+def chain(tmp_path: Path) -> tuple[Path, bytes]:
+    """An image of 64 MiB over another, that is a raw file."""
+    data = random.Random(2).randbytes(64 << 20)
+    (tmp_path / "base.raw").write_bytes(bytes(len(data)))
+    (tmp_path / "other.raw").write_bytes(b"x" * len(data))
+    with qcowkit.create(tmp_path / "top.qcow2", backing="base.raw", backing_format="raw", cluster_size=4096) as image:
+        image.write(0, data)
+    return tmp_path / "top.qcow2", data
+
+
+def test_ctrl_c_stops_a_commit_and_the_disk_is_what_it_was(tmp_path: Path, same: Same) -> None:
+    path, data = chain(tmp_path)
+    event = threading.Event()
+
+    def slowly(done: int, total: int) -> None:
+        event.set()
+        time.sleep(0.05)
+
+    with qcowkit.open(path, "r+", backing="follow") as image:
+        with interrupted_after(event):
+            while True:
+                image.commit(progress=slowly)
+        assert image.read() == data
+        # Again, and to the end.
+        image.commit()
+        assert image.read() == data
+    same(path, data)
+    assert (tmp_path / "base.raw").read_bytes() == data
+
+
+def test_ctrl_c_stops_a_rebase_and_the_disk_is_what_it_was(tmp_path: Path, same: Same) -> None:
+    path, data = chain(tmp_path)
+    event = threading.Event()
+
+    def slowly(done: int, total: int) -> None:
+        event.set()
+        time.sleep(0.05)
+
+    with qcowkit.open(path, "r+", backing="follow") as image:
+        image.discard(0, len(data) // 2)
+        expected = bytes(len(data) // 2) + data[len(data) // 2 :]
+        backings = itertools.cycle(["other.raw", "base.raw"])
+        with interrupted_after(event):
+            while True:
+                image.rebase(next(backings), "raw", progress=slowly)
+        assert image.read() == expected
+        image.rebase("other.raw", "raw")
+        assert image.read() == expected
+    same(path, expected)
 
 
 def test_ctrl_c_in_a_file_object_comes_out(disk: Path) -> None:

@@ -433,7 +433,9 @@ def test_keys_come_and_go(tmp_path: Path, qemu_img: Run) -> None:
             image.erase_key(slot=3)
     with pytest.raises(qcowkit.errors.WrongKeyError):
         qcowkit.open(path, key="first")
-    with qcowkit.open(path) as image, pytest.raises(qcowkit.errors.ReadOnlyError):
+    with qcowkit.open(path, key="second") as image, pytest.raises(qcowkit.errors.ReadOnlyError):
+        image.add_key("fourth", iter_time=10)
+    with qcowkit.open(path, "scratch") as image, pytest.raises(qcowkit.errors.EncryptedError):
         image.add_key("fourth", iter_time=10)
     opened = f"driver=qcow2,encrypt.key-secret=s,file.filename={path}"
     assert "1 MiB" in qemu_img("info", "--object", "secret,id=s,data=second", "--image-opts", opened)

@@ -15,10 +15,11 @@ class Keys(Handle):
 
     @property
     def key_slots(self) -> list[bool]:
-        """Which slots have a key.
+        """Which slots have a key; of an image that is open to be changed. `info()` tells more of any image's.
 
         Raises:
-            qcowkit.errors.QcowError: the image is not encrypted with LUKS.
+            qcowkit.errors.UnsupportedError: the image is not encrypted with LUKS.
+            qcowkit.errors.ReadOnlyError: the image was opened to read it.
 
         >>> with qcowkit.create("secret.qcow2", "1M", key="abc", encryption={"iter-time": 10}) as image:
         ...     image.key_slots[:2]
