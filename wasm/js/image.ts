@@ -11,7 +11,7 @@ import type {
 import type {
   CreateOptions, DiscardPolicy, GuestRange, ImageInput, OpenOptions, Progress, QcowError, Structure,
 } from "./types.js";
-import { value } from "./values.js";
+import { mapRuns, value } from "./values.js";
 
 /** A state of the edits, to go back to. A plain number, so that it can cross to another thread. */
 export type Checkpoint = number;
@@ -145,7 +145,7 @@ export class Image extends Held<RawImage> {
    * refused; with the option `max_rows`, the first so many are given, and the next call goes on where they end.
    */
   map(options: { offset?: number; length?: number; max_rows?: number } = {}): MapRun[] {
-    return value(this.raw.map(options));
+    return mapRuns(this.raw.map(options));
   }
 
   /**

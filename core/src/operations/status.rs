@@ -159,13 +159,15 @@ pub struct Statuses<'a, D> {
     disk: &'a mut D,
     /// With what is known of holes; found out once.
     layers: Vec<(StatusLayer, Option<bool>)>,
+    /// What ended the last merged run: it begins the next one.
+    ahead: Option<Status>,
 }
 
 impl<'a, D: StatusDisk> Statuses<'a, D> {
     /// Of all layers of `disk` that are open.
     pub fn new(disk: &'a mut D) -> Self {
         let layers = disk.status_layers().into_iter().map(|layer| (layer, None)).collect();
-        Self { disk, layers }
+        Self { disk, layers, ahead: None }
     }
 
     /// Bytes of the disk.
@@ -215,11 +217,15 @@ impl<'a, D: StatusDisk> Statuses<'a, D> {
     /// # Errors
     /// As [`StatusDisk::next_extent`].
     pub fn next_merged(&mut self, offset: u64, length: u64) -> Result<Status> {
-        let mut merged = self.next(offset, length)?;
+        let mut merged = match self.ahead.take() {
+            Some(ahead) if ahead.start == offset => Status { length: ahead.length.min(length), ..ahead },
+            _ => self.next(offset, length)?,
+        };
         while merged.length < length {
             let rest = length.saturating_sub(merged.length);
             let next = self.next(offset.saturating_add(merged.length), rest)?;
             if !merged.continues_with(&next) {
+                self.ahead = Some(next);
                 break;
             }
             merged.length = merged.length.saturating_add(next.length);
