@@ -18,9 +18,12 @@ const PANES = ["map", "structure", "runs", "check", "partitions", "layout", "edi
 for (const colorScheme of ["light", "dark"]) {
   test(`axe finds nothing, ${colorScheme}`, async () => {
     await withInspector(async (page) => {
-      const clean = async (where) => {
+      // What stands around the views is looked at once; after that only the view that is new.
+      const clean = async (where, part) => {
         // Both themes have the same elements: in the second one the colours are what is new.
-        const axe = new AxeBuilder({ page });
+        const axe = part === undefined ? new AxeBuilder({ page }) : new AxeBuilder({ page }).include(part);
+        // Lines of bytes and rows of tables are alike: some of them are enough.
+        axe.exclude(".hex-line:nth-child(n+5)").exclude(".table-row:nth-child(n+8)");
         const { violations } = await (colorScheme === "dark" ? axe.withRules(["color-contrast"])
           : axe.withTags(["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"])).analyze();
         assert.deepEqual(violations.map(({ id, nodes }) => `${where}: ${id} ${nodes.map((node) => node.html.slice(0, 140)).join(" | ")}`), []);
@@ -32,22 +35,22 @@ for (const colorScheme of ["light", "dark"]) {
       for (const pane of PANES) {
         await page.click(`#tab-${pane}`);
         await page.waitForTimeout(250);
-        await clean(pane);
+        await clean(pane, pane === "map" ? undefined : "#pane");
       }
       await page.fill("[name=size]", "64M");
       await page.fill("[name=operations]", "300");
       await page.getByRole("button", { name: "Run", exact: true }).click();
       await page.waitForSelector(".lab-numbers");
-      await clean("lab with a result");
+      await clean("lab with a result", "#pane");
       await page.click("#tab-edit");
       await page.fill("[name=start]", "0");
       await page.fill("[name=length]", "1M");
       await page.getByRole("button", { name: "Select", exact: true }).click();
       await page.waitForSelector(".plans");
-      await clean("edit with a plan");
+      await clean("edit with a plan", "#pane");
       await page.keyboard.press("Escape");
       await page.getByRole("button", { name: "Help" }).click();
-      await clean("help");
+      await clean("help", "dialog");
     }, { colorScheme });
   });
 }

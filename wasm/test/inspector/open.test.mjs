@@ -2,9 +2,10 @@
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { copyFileSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { copyFileSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import test from "node:test";
+import { fileURLToPath } from "node:url";
 import { open, ready, scratch, withInspector } from "./inspector.mjs";
 
 const folder = scratch();
@@ -211,9 +212,15 @@ test("what is no image, and what is broken, gets a message and never a blank pag
   changed("incompatible.qcow2", (all) => all.writeBigUInt64BE(1n << 40n, 72));
   changed("l2-everywhere.qcow2", (all) => all.fill(0x77, Number(all.readBigUInt64BE(40)), Number(all.readBigUInt64BE(40)) + 8));
   changed("snapshots-lie.qcow2", (all) => all.writeUInt32BE(60_000, 60));
+  // What fuzzing found, behind two bytes that are not the image's.
+  const crashers = fileURLToPath(new URL("../../../fuzz/crashers/repair/", import.meta.url));
+  for (const name of readdirSync(crashers)) {
+    files[`${name}.qcow2`] = readFileSync(join(crashers, name)).subarray(2);
+  }
   await withInspector(async (page) => {
     for (const [name, content] of Object.entries(files)) {
       writeFileSync(join(folder, name), content);
+      const start = Date.now();
       await page.setInputFiles("[data-open=file]", join(folder, name));
       await page.waitForSelector(".failed, .summary .badge.bad, .message.error, .summary .badge.fair");
       const text = await page.innerText("main");
@@ -224,8 +231,11 @@ test("what is no image, and what is broken, gets a message and never a blank pag
           assert.ok((await page.innerText("#pane")).trim().length > 0, `${name}: ${pane}`);
         }
       }
+      const heap = await page.evaluate(() => performance.memory.usedJSHeapSize);
+      assert.ok(Date.now() - start < 20_000 && heap < 128e6, `${name}: ${Date.now() - start} ms, ${heap} bytes`);
       await page.getByRole("button", { name: /^Open (another|something else)/ }).click();
       await page.waitForSelector("qcow-start");
     }
+    assert.ok(await workerMemory(page) < 256e6, "the worker's memory");
   });
 });

@@ -5,7 +5,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import test from "node:test";
 import { fileURLToPath } from "node:url";
-import { errorCodes, FileSource, Image, isQcowError, limits, MemorySource, Trace } from "qcowkit";
+import { errorCodes, FileSource, Image, isQcowError, limits, MemorySource, replay, Trace } from "qcowkit";
 import { edited, made } from "../images.mjs";
 import { bytesOf, folder, qcowkit, random, run } from "../qcowkit.mjs";
 
@@ -275,6 +275,46 @@ for (const [what, damage] of HOSTILE) {
     assert.ok(Date.now() - start < 60_000, `${Date.now() - start} ms`);
   });
 }
+
+// What fuzzing once found: images behind two bytes that say how they are to be repaired, and traces.
+const CRASHERS = fileURLToPath(new URL("../../../fuzz/crashers/", import.meta.url));
+
+test("images that fuzzing found: bounded time and memory", () => {
+  const start = Date.now();
+  let images = 0;
+  for (const name of readdirSync(join(CRASHERS, "repair"))) {
+    const bytes = new Uint8Array(readFileSync(join(CRASHERS, "repair", name)));
+    // An odd first byte: damage to a sound image, which is made up there.
+    if (bytes[0] % 2 === 0) {
+      images += 1;
+      lookAtAll(bytes.slice(2));
+    }
+  }
+  assert.ok(images > 0);
+  assert.ok(Date.now() - start < 60_000, `${Date.now() - start} ms`);
+});
+
+test("traces that fuzzing found, and noise, are answered or refused by their line", () => {
+  const start = Date.now();
+  const found = readdirSync(join(CRASHERS, "trace")).map((name) => new Uint8Array(readFileSync(join(CRASHERS, "trace", name))));
+  const next = random(5);
+  found.push(...Array.from({ length: 20 }, () => Uint8Array.from({ length: 300 }, () => next(256))));
+  found.push(new TextEncoder().encode("operation,offset,length,detail\nwrite,9007199254740991,18446744073709551615,\n"));
+  for (const bytes of found) {
+    for (const format of [undefined, "csv", "qemu-io", "fio", "blkparse"]) {
+      try {
+        const trace = Trace.parse(bytes, format);
+        trace.summary();
+        trace.text("qemu-io").length;
+        replay(trace, { size: Math.max(trace.end, MIB) }, { configs: [{}], samples: 2 });
+        trace.free();
+      } catch (error) {
+        assert.equal(error.name, "QcowError", String(error.stack));
+      }
+    }
+  }
+  assert.ok(Date.now() - start < 60_000, `${Date.now() - start} ms`);
+});
 
 test("an L2 table that every L1 entry shares costs no more than one", (t) => {
   // 16 TiB of address space through one table: the map is answered, or refused by a named limit.

@@ -31,3 +31,11 @@ test("the module asks its host for nothing but JavaScript's own objects", () => 
     assert.doesNotMatch(name, /fetch|crypto|random|time|date|console/i);
   }
 });
+
+test("the module has no panics with words: no messages, no places in source files", () => {
+  const text = readFileSync(MODULE).toString("latin1");
+  // `unwrap_throw` of wasm-bindgen is no panic: it throws.
+  for (const words of [/panicked at/, /called `(Option|Result)::(unwrap|expect)(_err)?\(/, /index out of bounds/, /slice index/, /attempt to \w+ with overflow/, /unreachable code/, /(src|library)\/[\w/]+\.rs/]) {
+    assert.ok(!words.test(text), String(words));
+  }
+});

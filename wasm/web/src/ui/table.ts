@@ -8,6 +8,9 @@ const ROW = 26;
 /** Browsers draw nothing beyond some 17 million pixels; longer tables scroll in proportion. */
 const TALLEST = 12_000_000;
 
+/** Rows in sight, whatever the layout says: a table must not draw all that it has. */
+const MOST = 400;
+
 export interface Column {
   readonly title: string;
   /** A width of CSS grid. */
@@ -39,15 +42,17 @@ export class QcowTable extends LitElement {
   #shown = 0;
   readonly #id = `table-${(tables += 1)}`;
   readonly #sizes = new ResizeObserver(() => {
-    this.height = this.#body?.clientHeight ?? 400;
+    const head = this.querySelector<HTMLElement>(".table-head")?.offsetHeight ?? 0;
+    this.height = Math.max(ROW, (this.#frame?.clientHeight ?? 400) - head);
   });
 
   protected override createRenderRoot(): HTMLElement {
     return this;
   }
 
-  get #body(): HTMLElement | null {
-    return this.querySelector<HTMLElement>(".table-body");
+  /** What scrolls. */
+  get #frame(): HTMLElement | null {
+    return this.querySelector<HTMLElement>(".table");
   }
 
   get #total(): number {
@@ -55,12 +60,12 @@ export class QcowTable extends LitElement {
   }
 
   get #visible(): number {
-    return Math.ceil(this.height / ROW);
+    return Math.min(Math.ceil(this.height / ROW), MOST);
   }
 
   protected override firstUpdated(): void {
-    if (this.#body !== null) {
-      this.#sizes.observe(this.#body);
+    if (this.#frame !== null) {
+      this.#sizes.observe(this.#frame);
     }
   }
 
@@ -118,11 +123,11 @@ export class QcowTable extends LitElement {
     return html`
       <div role="grid" aria-label=${this.label} aria-rowcount=${this.#shown + 1} class="table"
         aria-colcount=${this.columns.length} tabindex="0" aria-activedescendant=${this.#shown > 0 ? `${this.#id}-${this.cursor}` : nothing}
-        @keydown=${this.#key}>
+        @keydown=${this.#key} @scroll=${this.#scrolled}>
         <div role="rowgroup" class="table-head"><div role="row" aria-rowindex="1" class="table-row">
           ${this.columns.map((column, index) => this.#head(column, index))}
         </div></div>
-        <div role="rowgroup" class="table-body" @scroll=${this.#scrolled}>
+        <div role="rowgroup" class="table-body">
           <div class="table-space" role="presentation"></div>
           <div class="table-rows" role="presentation">
             ${places.map((place) => this.#row(place))}
@@ -156,12 +161,12 @@ export class QcowTable extends LitElement {
       space.style.height = `${this.#total}px`;
       // In proportion or not, the first row is drawn where the view is.
       const exact = this.#shown * ROW <= TALLEST;
-      rows.style.transform = `translateY(${exact ? this.first * ROW : (this.#body?.scrollTop ?? 0)}px)`;
+      rows.style.transform = `translateY(${exact ? this.first * ROW : (this.#frame?.scrollTop ?? 0)}px)`;
     }
   }
 
   readonly #scrolled = (): void => {
-    const top = this.#body?.scrollTop ?? 0;
+    const top = this.#frame?.scrollTop ?? 0;
     if (this.#shown * ROW <= TALLEST) {
       this.first = Math.floor(top / ROW);
     } else {
@@ -171,15 +176,15 @@ export class QcowTable extends LitElement {
   };
 
   #reveal(place: number): void {
-    const body = this.#body;
-    if (body === null) {
+    const frame = this.#frame;
+    if (frame === null) {
       return;
     }
     const full = Math.max(1, Math.floor(this.height / ROW));
     if (place < this.first || place >= this.first + full) {
       const want = place < this.first ? place : place - full + 1;
       const exact = this.#shown * ROW <= TALLEST;
-      body.scrollTop = exact ? want * ROW : (want / Math.max(1, this.#shown - full)) * (TALLEST - this.height);
+      frame.scrollTop = exact ? want * ROW : (want / Math.max(1, this.#shown - full)) * (TALLEST - this.height);
       this.first = want;
     }
   }
