@@ -469,3 +469,16 @@ def test_reports_of_what_is_no_file(shaped: Path) -> None:
         plan = memory.plan_discard("all")
         assert plan.after == image.plan_discard("all").after
         assert plan.host_bytes_before is None
+
+
+def test_measures_are_of_paths(shaped: Path) -> None:
+    for source in (shaped.read_bytes(), io.BytesIO(shaped.read_bytes())):
+        with pytest.raises(TypeError, match="save_as"):
+            qcowkit.measure(source)  # type: ignore[arg-type]
+
+
+def test_audits_and_checks_are_of_every_source(shaped: Path) -> None:
+    content = shaped.read_bytes()
+    for source in (content, memoryview(content), io.BytesIO(content)):
+        assert qcowkit.audit(source, deep=True).verdict == qcowkit.audit(shaped, deep=True).verdict
+        assert qcowkit.check(source).to_dict()["qcowkit"] == qcowkit.check(shaped).to_dict()["qcowkit"]

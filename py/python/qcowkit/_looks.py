@@ -515,6 +515,8 @@ def measure(
     """
     if (source is None) == (size is None):
         raise InvalidArgumentError("either source or size")
+    if not isinstance(source, (str, os.PathLike, type(None))):
+        raise TypeError(f"the source is a path, not {type(source).__name__}: save_as() puts other images into a file")
     given = {
         name: ("on" if value else "off") if isinstance(value, bool) else str(value) for name, value in options.items()
     }
