@@ -170,7 +170,10 @@ impl Codecs for BuiltinCodecs {
 
 #[cfg(not(all(feature = "zlib", feature = "zstd")))]
 fn not_built_in(method: CompressionType) -> Error {
-    Error::unsupported(alloc::format!("{method} compression: left out of this build"))
+    Error::unsupported(alloc::format!(
+        "{method} compression is left out of this build: it reads compressed clusters and writes plain ones; a full build \
+         such as the command line compresses (qcowkit convert -c)"
+    ))
 }
 
 #[cfg_attr(not(any(feature = "inflate", feature = "unzstd")), expect(dead_code, reason = "no codec can fail"))]

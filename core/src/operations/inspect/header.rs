@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use super::{Inspector, Shown};
 use crate::error::Result;
-use crate::format::{Extension, FeatureKind, HeaderArea, HeaderField};
+use crate::format::{Extension, FeatureKind, HeaderArea, HeaderField, counted};
 use crate::storage::ReadStorage;
 
 /// The header, field by field.
@@ -134,10 +134,12 @@ pub(super) fn extensions(area: &HeaderArea) -> Vec<ExtensionReport> {
 fn meaning(extension: &Extension) -> String {
     match extension {
         Extension::BackingFormat(name) | Extension::DataFile(name) => name.to_string(),
-        Extension::FeatureNames(table) => format!("{} names", table.len()),
+        Extension::FeatureNames(table) => counted(u64::try_from(table.len()).unwrap_or(u64::MAX), "name"),
         Extension::Bitmaps(bitmaps) => format!(
-            "{} bitmaps, directory of {} bytes at {:#x}",
-            bitmaps.nb_bitmaps, bitmaps.directory_size, bitmaps.directory_offset
+            "{}, directory of {} at {:#x}",
+            counted(bitmaps.nb_bitmaps.into(), "bitmap"),
+            counted(bitmaps.directory_size, "byte"),
+            bitmaps.directory_offset
         ),
         Extension::CryptoHeader { offset, length } => format!("{length} bytes at {offset:#x}"),
         Extension::Unknown { .. } => String::new(),
