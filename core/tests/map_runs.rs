@@ -62,7 +62,11 @@ fn visited(image: &mut Image<MemoryStorage>) {
                 one_by_one.push(extent);
             }
             let mut walked = Vec::new();
-            image.visit_extents(offset, length, chain, |extent| Ok(walked.push(extent))).unwrap();
+            let visit = |extent| {
+                walked.push(extent);
+                Ok(())
+            };
+            image.visit_extents(offset, length, chain, visit).unwrap();
             assert_eq!(walked, one_by_one);
         }
     }
