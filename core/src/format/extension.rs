@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::{FeatureName, Name, Reader};
+use super::{FeatureName, MAX_FEATURE_NAMES, Name, Reader};
 use crate::error::{Result, Structure};
 
 const END: u32 = 0;
@@ -180,6 +180,9 @@ fn parse_feature_names(data: &[u8]) -> Option<Extension> {
     let mut reader = Reader::new(data, Structure::HeaderExtension, 0);
     let mut table = Vec::new();
     while !reader.rest().is_empty() {
+        if table.len() == MAX_FEATURE_NAMES {
+            return None;
+        }
         table.push(FeatureName::parse(&mut reader).ok()?);
     }
     Some(Extension::FeatureNames(table))

@@ -5,7 +5,8 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::{
-    AutoclearFeatures, BitmapsExtension, CompatibleFeatures, Extension, FeatureName, IncompatibleFeatures, Name, Reader,
+    AutoclearFeatures, BitmapsExtension, CompatibleFeatures, Extension, FeatureName, IncompatibleFeatures,
+    MAX_HEADER_EXTENSIONS, Name, Reader,
 };
 use crate::error::{Error, ErrorKind, Result, Structure};
 
@@ -244,6 +245,10 @@ impl HeaderArea {
         let at = u64::from(self.header.header_length);
         let mut reader = Reader::new(area, Structure::HeaderExtension, at);
         while let Some(extension) = Extension::parse(&mut reader)? {
+            if self.extensions.len() == MAX_HEADER_EXTENSIONS {
+                let what = format!("the header has more than {MAX_HEADER_EXTENSIONS} extensions");
+                return Err(Error::new(ErrorKind::Limit(what)).in_structure(Structure::HeaderExtension));
+            }
             self.extensions.push(extension);
         }
         Ok(())

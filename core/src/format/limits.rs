@@ -6,6 +6,11 @@ pub const MIN_CLUSTER_BITS: u32 = 9;
 pub const MAX_CLUSTER_BITS: u32 = 21;
 /// Extended L2 entries need clusters of 16 KiB or more, so that a subcluster has at least 512 bytes.
 pub const MIN_EXTENDED_L2_CLUSTER_BITS: u32 = 14;
+/// Header extensions in one image. Six kinds are known, and no program writes more than a few; a header cluster of 2 MiB
+/// would have room for 262,144.
+pub const MAX_HEADER_EXTENSIONS: usize = 1024;
+/// Entries of a feature name table that is understood: there are 192 bits to name.
+pub const MAX_FEATURE_NAMES: usize = 1024;
 /// Bytes of the largest L1 table that QEMU opens (32 MiB).
 pub const MAX_L1_BYTES: u64 = 32 << 20;
 /// Bytes of the largest refcount table that QEMU opens (8 MiB).

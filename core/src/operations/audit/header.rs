@@ -11,6 +11,9 @@ use crate::error::{ErrorKind, Structure};
 use crate::format::{Extension, HeaderArea, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS, Name};
 use crate::zeros::is_zero;
 
+/// Bytes of a name, and kinds of extensions, that a message quotes.
+const MAX_QUOTED: usize = 1023;
+const MAX_KINDS: usize = 16;
 /// The shortest entry of a snapshot table, in bytes.
 const SNAPSHOT_ENTRY: u64 = 40;
 
@@ -52,7 +55,7 @@ pub(super) fn judge(start: &[u8], options: &AuditOptions, audit: &mut Audit) {
 fn judge_names(area: &HeaderArea, audit: &mut Audit) {
     if let Some(name) = &area.backing_file {
         let target = Target::of(name);
-        let message = format!("it names the backing file {name:?}: {}", target.words());
+        let message = format!("it names the backing file {}: {}", quoted(name), target.words());
         let kind = AuditKind::BackingFile;
         // Below its own directory is where an operator keeps a chain; still, it is another's file.
         let finding = match target {
@@ -69,7 +72,7 @@ fn judge_names(area: &HeaderArea, audit: &mut Audit) {
     if area.header.incompatible.data_file() || name.is_some() {
         // Guest data are read from there, and written there: no place is harmless.
         let message = match &name {
-            Some(name) => format!("it names the data file {name:?}: {}", Target::of(name).words()),
+            Some(name) => format!("it names the data file {}: {}", quoted(name), Target::of(name).words()),
             None => String::from("it keeps its data in a data file that it does not name"),
         };
         audit.add(AuditFinding::danger(AuditKind::DataFile, message).on(Structure::DataFile));
@@ -86,9 +89,18 @@ fn judge_backing_format(format: Option<&Name>, audit: &mut Audit) {
             "the format of the backing file is not stated: whoever guesses it trusts the bytes of that file",
         ),
         Some(format) if *format == "qcow2" || *format == "raw" => return,
-        Some(format) => format!("the format of the backing file is {format:?}"),
+        Some(format) => format!("the format of the backing file is {}", quoted(format)),
     };
     audit.add(AuditFinding::caution(AuditKind::BackingFormat, message).on(Structure::BackingFile));
+}
+
+/// A name for a message: a header cluster has room for one of two million bytes.
+fn quoted(name: &Name) -> String {
+    let bytes = name.as_bytes();
+    match bytes.get(..MAX_QUOTED) {
+        Some(start) if bytes.len() > MAX_QUOTED => format!("{:?}... ({} bytes)", Name::new(start), bytes.len()),
+        _ => format!("{name:?}"),
+    }
 }
 
 fn judge_features(area: &HeaderArea, audit: &mut Audit) {
@@ -109,9 +121,11 @@ fn judge_features(area: &HeaderArea, audit: &mut Audit) {
         }
     }
     let unknown = area.extensions.iter().filter(|extension| extension.kind_name().is_none()).map(Extension::kind);
-    let kinds: Vec<String> = unknown.map(|kind| format!("{kind:#010x}")).collect();
+    let kinds: Vec<String> = unknown.clone().take(MAX_KINDS).map(|kind| format!("{kind:#010x}")).collect();
     if !kinds.is_empty() {
-        let message = format!("it has header extensions of kinds that are not known: {}", kinds.join(", "));
+        let more = unknown.count().saturating_sub(MAX_KINDS);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let message = format!("it has header extensions of kinds that are not known: {}{more}", kinds.join(", "));
         audit.add(AuditFinding::note(AuditKind::UnknownFeature, message).on(Structure::HeaderExtension));
     }
     if header.incompatible.dirty() {
@@ -217,18 +231,30 @@ fn judge_rest(area: &HeaderArea, cluster: &[u8], audit: &mut Audit) {
     let name_start = usize::try_from(header.backing_file_offset).unwrap_or(usize::MAX);
     let name_end = name_start.saturating_add(usize::try_from(header.backing_file_size).unwrap_or(usize::MAX));
     // The marker that ends the extensions counts 8 bytes, whose length field QEMU ignores.
-    let hidden = |(at, byte): &(usize, &u8)| {
-        let named = name_start > 0 && (name_start..name_end).contains(at);
-        **byte != 0 && *at >= end.saturating_add(8) && !named
-    };
-    // Most of a large cluster is zeros, which are passed over quickly.
-    const CHUNK: usize = 4096;
-    let chunks = (0usize..).step_by(CHUNK).zip(cluster.chunks(CHUNK)).filter(|(_, chunk)| !is_zero(chunk));
-    let mut found = chunks.flat_map(|(from, chunk)| (from..).zip(chunk)).filter(hidden);
-    if let Some((first, _)) = found.next() {
-        let count = found.count().saturating_add(1);
+    let end = end.saturating_add(8);
+    let until_name = if name_start > 0 { name_start } else { usize::MAX };
+    let (mut first, mut count) = (None, 0usize);
+    for (from, until) in [(end, until_name), (name_end.max(end).max(until_name), usize::MAX)] {
+        let part = cluster.get(from..until.min(cluster.len())).unwrap_or_default();
+        first = first.or_else(|| first_not_zero(part).map(|at| from.saturating_add(at)));
+        count = count.saturating_add(not_zero(part));
+    }
+    if let Some(first) = first {
         let message = format!("{count} bytes of the header cluster from byte {first} on belong to nothing");
         let at = u64::try_from(first).unwrap_or(u64::MAX);
         audit.add(AuditFinding::caution(AuditKind::HiddenData, message).on(Structure::Header).at(at));
     }
+}
+
+fn first_not_zero(bytes: &[u8]) -> Option<usize> {
+    const CHUNK: usize = 4096;
+    let (from, chunk) = (0usize..).step_by(CHUNK).zip(bytes.chunks(CHUNK)).find(|(_, chunk)| !is_zero(chunk))?;
+    chunk.iter().position(|&byte| byte != 0).map(|at| from.saturating_add(at))
+}
+
+/// Bytes that are not zero. A cluster has up to two million: they are counted in rows that a compiler turns into wide
+/// registers, of which each column fits a byte.
+fn not_zero(bytes: &[u8]) -> usize {
+    let row = |row: &[u8]| row.iter().fold(0u8, |count, &byte| count.wrapping_add(u8::from(byte != 0)));
+    bytes.chunks(128).fold(0, |count, chunk| count.saturating_add(usize::from(row(chunk))))
 }

@@ -3,6 +3,7 @@ use std::vec::Vec;
 use super::*;
 use crate::format::{
     AutoclearFeatures, BitmapsExtension, CompatibleFeatures, Extension, HeaderArea, IncompatibleFeatures,
+    MAX_FEATURE_NAMES, MAX_HEADER_EXTENSIONS,
 };
 use crate::image::{CreateOptions, Image, OpenOptions, read_header};
 use crate::storage::{CountingStorage, MemoryStorage, Storage};
@@ -234,6 +235,61 @@ fn keys_that_take_hours_are_a_danger() {
     let audit = look(&storage, false);
     assert_eq!(audit.verdict, Verdict::Danger, "{audit:?}");
     assert!(audit.findings[0].message.contains("4294967295 rounds"), "{audit:?}");
+}
+
+/// Header clusters of 2 MiB that are made to cost time and memory: what is kept, and told, has bounds.
+#[test]
+fn a_header_full_of_extensions_names_or_rubbish_is_told_in_few_words() {
+    let extension = |kind: u32, length: u32| [kind.to_be_bytes(), length.to_be_bytes()].concat();
+    let much = 1usize << 20;
+    let empty = extension(0x1234_5678, 0).repeat(much / 8);
+    let entry = [&[1, 63][..], &[b'n'; 46]].concat();
+    let names = [extension(0x6803_f857, 48 * 20_000), entry.repeat(20_000)].concat();
+    let long = [extension(0x4441_5441, much as u32), vec![1; much]].concat();
+    let rubbish = [extension(0, 0), vec![0xff; much]].concat();
+    let create = CreateOptions { cluster_size: 2 << 20, ..CreateOptions::default() };
+    let cases = [
+        ("empty extensions", empty, Verdict::Danger, AuditKind::AbsurdSize),
+        ("feature names", names, Verdict::Safe, AuditKind::UnknownFeature),
+        ("the name of a data file", long, Verdict::Danger, AuditKind::DataFile),
+        ("rubbish", rubbish, Verdict::Caution, AuditKind::HiddenData),
+    ];
+    for (name, bytes, verdict, kind) in cases {
+        let storage = Image::create(MemoryStorage::new(), 1 << 30, &create).unwrap().close().unwrap();
+        let header_length = 112;
+        storage.write_at(header_length, &bytes).unwrap();
+        // Unknown features, so that their names are looked for.
+        storage.write_at(80, &(u64::from(kind == AuditKind::UnknownFeature) << 63).to_be_bytes()).unwrap();
+        let audit = look(&storage, false);
+        assert_eq!(audit.verdict, verdict, "{name}: {:?}", audit.findings);
+        assert!(audit.findings.iter().any(|finding| finding.kind == kind), "{name}: {:?}", audit.findings);
+        let words: usize = audit.findings.iter().map(|finding| finding.message.len()).sum();
+        assert!(words < 16 << 10, "{name}: {words} bytes of messages");
+        let area = read_header(&storage).unwrap();
+        assert!(area.extensions.len() <= MAX_HEADER_EXTENSIONS && area.feature_names().len() <= MAX_FEATURE_NAMES);
+        // Without its bit a data file is not used, and the rest is kept as it is.
+        let opens = Image::open(&storage, OpenOptions::default().read_only()).is_ok();
+        assert_eq!(opens, kind != AuditKind::AbsurdSize, "{name}");
+    }
+}
+
+#[test]
+fn bytes_that_belong_to_nothing_are_counted_around_the_name() {
+    let storage = with_header(|area| area.backing_file = Some("base".into()));
+    let clean = look(&storage, false);
+    assert!(!clean.findings.iter().any(|finding| finding.kind == AuditKind::HiddenData), "{clean:?}");
+    let area = read_header(&storage).unwrap();
+    let name = area.header.backing_file_offset;
+    for (at, bytes) in [(name + 4, &[1u8, 2][..]), (65_535, &[3]), (20_000, &[9; 5000])] {
+        storage.write_at(at, bytes).unwrap();
+        let mut cluster = vec![0; 65_536];
+        storage.read_at(0, &mut cluster).unwrap();
+        let hidden: Vec<usize> = (name as usize + 4..65_536).filter(|&at| cluster[at] != 0).collect();
+        let audit = look(&storage, false);
+        let found = audit.findings.iter().find(|finding| finding.kind == AuditKind::HiddenData).unwrap();
+        assert_eq!(found.host_offset, Some(hidden[0] as u64));
+        assert!(found.message.starts_with(&std::format!("{} bytes of", hidden.len())), "{found:?}");
+    }
 }
 
 #[test]
