@@ -4,8 +4,8 @@
 //! set-up: what is missing is installed where that is possible and otherwise named together with the
 //! line that installs it. Nothing is downloaded but packages from the ordinary registries.
 //!
-//! Top down: `main` picks a verb; `test`, `demo`, `bench`, `fuzz`, `crash`, `wasm` and `doctor` are the verbs; `rust`,
-//! `python`, `wasm` and `tidy` know how one part of the house is built and tested; `system` and
+//! Top down: `main` picks a verb; `test`, `demo`, `bench`, `fuzz`, `crash`, `races`, `wasm` and `doctor` are the verbs;
+//! `rust`, `python`, `wasm` and `tidy` know how one part of the house is built and tested; `system` and
 //! `toolchain` know the machine; `run`, `tally` and `stamp` are the tools that all of them use.
 
 mod bench;
@@ -14,6 +14,7 @@ mod demo;
 mod doctor;
 mod fuzz;
 mod python;
+mod races;
 mod run;
 mod rust;
 mod stamp;
@@ -32,7 +33,7 @@ use run::Failure;
 /// What a verb is called, what it does in a line, and the function that does it.
 type Verb = (&'static str, &'static str, fn(&[String]) -> Result<(), Failure>);
 
-const VERBS: [Verb; 8] = [
+const VERBS: [Verb; 9] = [
     ("demo", "make an image, use it, discard from it under each policy, check it", demo::run),
     ("test", "set up, build and test everything, or only the PARTs named after it", test::run),
     ("bench", "time qcowkit beside qemu-img and write docs/benchmarks.md", bench::run),
@@ -42,6 +43,7 @@ const VERBS: [Verb; 8] = [
         "cut the power in a million places [KIND...] [--seed N] [--states N] [--seconds N] [--jobs N]",
         crash::run,
     ),
+    ("races", "the tests with many threads under the ThreadSanitizer [TEST...]", races::run),
     ("wasm", "build the npm package in wasm/ and the inspector in wasm/web/", wasm::run),
     ("web", "serve the inspector on this machine [--port N] [--images FOLDER]", web::run),
     ("doctor", "say what this machine has, what it lacks and how to get it", doctor::run),

@@ -110,15 +110,23 @@ fn find(target: &str, linker: impl FnOnce() -> Option<PathBuf>) -> Option<Std> {
     if own.join("lib/rustlib").join(target).join("lib").is_dir() {
         return Some(Std::Installed);
     }
-    if has_source(&own) {
+    match from_source()? {
+        Std::Built { rustc: Some(rustc), .. } => Some(Std::Built { rustc: Some(rustc), linker: linker() }),
+        own => Some(own),
+    }
+}
+
+/// A way to compile the standard library anew.
+pub(crate) fn from_source() -> Option<Std> {
+    if has_source(&sysroot(run::rustc())?) {
         return Some(Std::Built { rustc: None, linker: None });
     }
     let debian = Path::new("/usr/bin/rustc");
     let usable = has_source(&sysroot(debian)?) && minor_version(debian)? >= minimum()?;
-    usable.then(|| Std::Built { rustc: Some(debian.to_path_buf()), linker: linker() })
+    usable.then(|| Std::Built { rustc: Some(debian.to_path_buf()), linker: None })
 }
 
-fn sysroot(rustc: impl AsRef<std::ffi::OsStr>) -> Option<PathBuf> {
+pub(crate) fn sysroot(rustc: impl AsRef<std::ffi::OsStr>) -> Option<PathBuf> {
     run::ask(run::command(rustc).args(["--print", "sysroot"])).map(PathBuf::from)
 }
 

@@ -236,7 +236,8 @@ fn judge_rest(area: &HeaderArea, cluster: &[u8], audit: &mut Audit) {
     let (mut first, mut count) = (None, 0usize);
     for (from, until) in [(end, until_name), (name_end.max(end).max(until_name), usize::MAX)] {
         let part = cluster.get(from..until.min(cluster.len())).unwrap_or_default();
-        first = first.or_else(|| first_not_zero(part).map(|at| from.saturating_add(at)));
+        let Some(at) = first_not_zero(part) else { continue };
+        first = first.or(Some(from.saturating_add(at)));
         count = count.saturating_add(not_zero(part));
     }
     if let Some(first) = first {
