@@ -60,7 +60,8 @@ pub(crate) fn test(report: &mut Report) -> Result<(), Failure> {
     let program = run::root().join("target/debug/qcowkit");
     let node = |folder: &str| {
         let mut node = run::command("node");
-        node.args(["--test", "--test-reporter=spec", folder]);
+        // Much of a test is waiting for QEMU or the browser: two files at a time.
+        node.args(["--test", "--test-concurrency=2", "--test-reporter=spec", folder]);
         node.env("QCOWKIT_CHROMIUM", &chromium).env("QCOWKIT_PROGRAM", &program);
         node
     };
