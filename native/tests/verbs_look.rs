@@ -114,3 +114,39 @@ fn inspect_follows_offsets_and_survives_anything() {
     }
     assert_eq!(run("qcowkit", &["inspect", "--show=nothing", file]).status.code(), Some(1));
 }
+
+/// A name of a backing file can be written without anybody looking, so that chains can lead back to where they began.
+#[test]
+fn chains_that_loop_end_in_words() {
+    for length in 1..4usize {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |n: usize| folder.path().join(format!("{}.qcow2", n % length)).to_str().unwrap().to_owned();
+        for n in 0..length {
+            let storage = FileStorage::open(Path::new(&path(n)), FileAccess::CreateNew).unwrap();
+            Image::create(storage, 1 << 20, &CreateOptions::default()).unwrap().close().unwrap();
+        }
+        for n in 0..length {
+            let named = run("qcowkit", &["rebase", "-u", "-F", "qcow2", "-b", &path(n + 1), &path(n)]);
+            assert!(named.status.success(), "{}", text(&named.stderr));
+        }
+        let (first, raw) = (path(0), format!("{}/raw", folder.path().display()));
+        let verbs: [&[&str]; 6] = [
+            &["info", "--backing-chain", &first],
+            &["map", &first],
+            &["convert", "-O", "raw", &first, &raw],
+            &["compare", &first, &first],
+            &["io", "-c", "read 0 4096", &first],
+            &["commit", &first],
+        ];
+        for verb in verbs {
+            let ended = run("qcowkit", verb);
+            let words = text(&ended.stderr);
+            assert!(!ended.status.success(), "{verb:?}");
+            assert!(words.contains("leads back") || words.contains("infinite loop"), "{verb:?}: {words}");
+        }
+        // Who does not follow the chain is not held up by it.
+        for verb in ["check", "info"] {
+            assert!(run("qcowkit", &[verb, &first]).status.success());
+        }
+    }
+}
