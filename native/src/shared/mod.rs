@@ -149,15 +149,7 @@ impl<S: Storage> SharedImage<S> {
     /// # Errors
     /// As there.
     pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
-        self.with_extents(offset, into.len() as u64, |extents, releases| {
-            let mut rest = into;
-            for extent in extents {
-                let (head, tail) = rest.split_at_mut(extent.length as usize);
-                self.read_part(extent, releases, head)?;
-                rest = tail;
-            }
-            Ok(())
-        })
+        self.with_extents(offset, into.len() as u64, |extents, releases| self.read_parts(extents, releases, into))
     }
 
     /// Finds where a range is, and has `read` move its bytes: what was found stays meanwhile. `read` is given the extents,
@@ -172,6 +164,17 @@ impl<S: Storage> SharedImage<S> {
         });
         let (extents, releases) = found?;
         read(&extents, releases)
+    }
+
+    /// Fills memory with what extents that were found together hold, one after the other.
+    fn read_parts(&self, extents: &[Extent], releases: u64, into: &mut [u8]) -> Result<()> {
+        let mut rest = into;
+        for extent in extents {
+            let (head, tail) = rest.split_at_mut(extent.length as usize);
+            self.read_part(extent, releases, head)?;
+            rest = tail;
+        }
+        Ok(())
     }
 
     fn read_part(&self, extent: &Extent, releases: u64, into: &mut [u8]) -> Result<()> {

@@ -57,13 +57,7 @@ impl<S: Storage + Send + Sync> SharedImage<S> {
         self.with_extents(offset, length, |extents, releases| {
             let packed = extents.last().is_some_and(|extent| matches!(extent.content, Content::Compressed { .. }));
             self.packed_until.store(if packed { offset + length } else { u64::MAX }, Ordering::Relaxed);
-            let mut rest = into;
-            for extent in extents {
-                let (head, tail) = rest.split_at_mut(extent.length as usize);
-                self.read_part(extent, releases, head)?;
-                rest = tail;
-            }
-            Ok(())
+            self.read_parts(extents, releases, into)
         })
     }
 
