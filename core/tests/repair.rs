@@ -256,3 +256,10 @@ fn an_undo_file_is_recognised_and_so_is_its_image() {
     log.restore(&storage).unwrap();
     assert_eq!(storage.to_vec().unwrap(), bytes);
 }
+
+/// Refcounts are not raised in a block in whose cluster an L2 table is still read: its move is not there yet.
+#[test]
+fn a_refcount_block_that_was_a_table_too_is_written_anew() {
+    let outcome = qcowkit_trial::repairs::trial(129, 200);
+    assert!(outcome.states > 20 && outcome.faults.is_empty(), "{:?}", outcome.faults);
+}

@@ -216,7 +216,7 @@ impl Expected {
 }
 
 /// An image that is wrong in some ways, with its plan; `None` where damage made it unrepairable, or changes what is read
-/// on purpose: a table that lies on another is dropped.
+/// on purpose: a table that lies on another is dropped, an L1 table that cannot be one is made anew.
 #[must_use]
 pub fn damaged(seed: u64) -> Option<(Vec<u8>, RepairPlan)> {
     let mut rng = Rng::new(seed);
@@ -227,7 +227,13 @@ pub fn damaged(seed: u64) -> Option<(Vec<u8>, RepairPlan)> {
         damage(&mut bytes, &mut rng);
     }
     let plan = make_plan(&MemoryStorage::from_bytes(&bytes)).ok()?;
-    let dropped = |f: &&_| matches!(f, (FindingKind::Overlap, RepairAction::DropEntry));
+    // An L1 table that the header says to be the header itself, say, leads to tables that read as data.
+    let dropped = |f: &&_| {
+        matches!(
+            f,
+            (FindingKind::Overlap, RepairAction::DropEntry) | (FindingKind::HeaderField, RepairAction::MoveL1Table)
+        )
+    };
     let findings = plan.findings.iter().map(|finding| (finding.kind, finding.action)).collect::<Vec<_>>();
     (plan.after.is_clean() && !findings.iter().any(|f| dropped(&f))).then_some((bytes, plan))
 }

@@ -53,12 +53,14 @@ pub(super) fn structures_are_sound<S: ReadStorage>(
     Ok(!missing)
 }
 
-/// A refcount block that lies in the file and is nothing else.
+/// A refcount block that lies in the file and is nothing else, nor was before: a table that is moved away from it is
+/// still read there while refcounts are raised.
 fn is_own_block<S: ReadStorage>(bench: &Workbench<'_, S>, counts: &Counts, place: u64) -> bool {
     let geometry = bench.geometry;
     let cluster = bench.cluster(place);
     let inside = place.saturating_add(geometry.cluster_size()) <= geometry.align_up(bench.base_length);
-    (inside || bench.taken.contains(&cluster)) && counts.references(cluster) == 1
+    let own = bench.taken.contains(&cluster) || (inside && bench.old.references(cluster) <= 1);
+    own && counts.references(cluster) == 1
 }
 
 /// What new refcounts have to say: what there was and what there will be, without the old structure once it is named no
