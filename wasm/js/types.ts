@@ -11,7 +11,7 @@
 /** What went wrong; the names are the same in Rust and Python. */
 export type ErrorCode =
   | "storage" | "not_qcow2" | "corrupt" | "unsupported" | "encrypted" | "wrong_key" | "denied"
-  | "invalid_argument" | "out_of_range" | "read_only" | "locked" | "limit" | "no_space" | "codec" | "poisoned" | "closed";
+  | "invalid_argument" | "out_of_range" | "read_only" | "locked" | "limit" | "no_space" | "codec" | "poisoned" | "closed" | "not_loaded";
 
 /** What is thrown: an `Error` that says what and where. What does not apply is undefined. */
 export interface QcowError extends Error {
