@@ -234,7 +234,8 @@ impl Piece<'_> {
             Shared::Table(id) => {
                 let import = module.imports.add(pool, name, id);
                 let table = module.tables.get_mut(id);
-                (table.import, table.init) = (Some(import), None);
+                // As large as the first module makes it.
+                (table.import, table.init, table.maximum) = (Some(import), None, None);
             }
             Shared::Global(id) => {
                 let import = module.imports.add(pool, name, id);
