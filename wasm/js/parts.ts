@@ -111,7 +111,7 @@ async function compile(url: URL): Promise<WebAssembly.Module> {
     throw new Error(`${url.href}: ${response.status} ${response.statusText}`);
   }
   // Compiled while it arrives, where the server says what it is.
-  return response.headers.get("content-type")?.startsWith("application/wasm")
+  return response.headers.get("content-type") === "application/wasm"
     ? WebAssembly.compileStreaming(response)
     : WebAssembly.compile(await response.arrayBuffer());
 }

@@ -62,6 +62,9 @@ test("each part is loaded by what is first asked of it, and by nothing else", (t
   image.rollback(before);
   image.flush();
   image.save();
+  const saved = image.parts().find(({ source }) => source === "edits");
+  image.hostBytes(saved.offset, 1);
+  image.patch();
   image.snapshots();
   image.close();
   assert.deepEqual(loadedParts(), []);
