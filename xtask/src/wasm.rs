@@ -47,6 +47,8 @@ pub(crate) fn provide() -> Result<(), Failure> {
 pub(crate) fn test(report: &mut Report) -> Result<(), Failure> {
     let std = standard_library()?;
     crate::rust::test_alloc_only(report, &std);
+    let mut splitter = run::cargo("xtask");
+    report.runner("wasm: the splitter", splitter.args(["test", "-p", "xtask-bindgen"]), tally::cargo)?;
     build(&std)?;
     page()?;
     let chromium = system::chromium().ok_or_else(|| Failure::new("no Chromium found"))?;

@@ -37,7 +37,6 @@ pub(crate) const PARTS: &[Part] = &[
             ">::read_encrypted",
             ">::move_encrypted",
             ">::write_encrypted_zeros",
-            "<qcowkit_core::crypto::luks::MasterKey>::cipher",
             "<qcowkit_core::crypto::hash::HashAlgorithm>::digest",
             "<qcowkit_core::crypto::hash::HashAlgorithm>::derive_key",
             "<qcowkit_core::crypto::cipher::CipherSpec>::with_key",

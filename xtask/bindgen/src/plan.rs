@@ -114,6 +114,7 @@ pub(crate) struct Plan {
 impl Plan {
     pub(crate) fn new(functions: Functions, parts: &[Part]) -> Result<Self, String> {
         let masks = masks(parts)?;
+        refuse_idle_names(&functions, parts)?;
         let home = homes(&functions, parts, &masks);
         let mut plan = Self { slots: functions.slots, functions, home, masks, slot: BTreeMap::new() };
         plan.refuse_surprises(parts)?;
@@ -169,6 +170,18 @@ impl Plan {
             }
         }
     }
+}
+
+/// An export that is not there was renamed, and would end up where it does not belong. Of other names that cannot be told:
+/// what is called in one place may be compiled into it.
+fn refuse_idle_names(functions: &Functions, parts: &[Part]) -> Result<(), String> {
+    for part in parts {
+        let there = |export: &str| functions.exports.iter().any(|(name, _)| is_of(name, export));
+        if let Some(idle) = part.exports.iter().find(|export| !there(export)) {
+            return Err(format!("there is no export {idle}, which is to be in {}", part.name));
+        }
+    }
+    Ok(())
 }
 
 /// What must be there for each part.
@@ -250,4 +263,78 @@ fn reach(functions: &Functions, named: &[Option<usize>], roots: impl Iterator<It
         }
     }
     reached
+}
+
+#[cfg(test)]
+mod tests {
+    use walrus::{FunctionBuilder, RefType};
+
+    use super::*;
+
+    const PARTS: [Part; 3] = [
+        Part { name: "base", needs: &[], exports: &[], code: &[], gates: &[] },
+        Part { name: "one", needs: &["base"], exports: &["one", "one_"], code: &[], gates: &["gate"] },
+        Part { name: "two", needs: &["base"], exports: &["two"], code: &[], gates: &[] },
+    ];
+
+    // A module of functions with the functions that each calls, which come before it; those beginning with `!` are exported.
+    fn functions(list: &[(&str, &[usize])]) -> Functions {
+        let mut module = Module::default();
+        module.tables.add_local(false, 4, None, RefType::FUNCREF);
+        let mut ids = Vec::new();
+        for (name, calls) in list {
+            let mut builder = FunctionBuilder::new(&mut module.types, &[], &[]);
+            for &call in *calls {
+                builder.func_body().call(ids[call]);
+            }
+            let id = builder.finish(Vec::new(), &mut module.funcs);
+            module.funcs.get_mut(id).name = Some(name.trim_start_matches('!').to_owned());
+            if let Some(name) = name.strip_prefix('!') {
+                module.exports.add(name, id);
+            }
+            ids.push(id);
+        }
+        Functions::of(&module).unwrap()
+    }
+
+    #[test]
+    fn what_only_a_part_reaches_moves_and_what_parts_share_goes_where_all_can_call_it() {
+        let list: [(&str, &[usize]); 9] = [
+            ("ones[0123456789abcdef]::own", &[]),
+            ("shared", &[]),
+            ("everybody's", &[]),
+            ("a gate[1]", &[2]),
+            ("twos", &[2]),
+            ("!one", &[0, 1, 2]),
+            ("!one_more", &[]),
+            ("!two", &[1, 4]),
+            ("!other", &[2, 3]),
+        ];
+        let plan = Plan::new(functions(&list), &PARTS).unwrap();
+        assert_eq!(plan.functions.names[0], "ones::own");
+        assert_eq!(plan.functions.names[3], "a gate[1]");
+        let (base, one, two) = (Some(0), Some(1), Some(2));
+        assert_eq!(plan.home, [one, base, None, one, two, one, one, two, None]);
+        assert_eq!(plan.masks, [0b001, 0b011, 0b101]);
+        // Those that are called from outside: the exports and the gate. What is shared is called as it is.
+        assert_eq!(plan.slot, BTreeMap::from([(3, 4), (5, 5), (6, 6), (7, 7)]));
+        assert_eq!(plan.slots, 8);
+    }
+
+    #[test]
+    fn a_call_into_a_part_from_the_midst_of_other_code_is_refused() {
+        let list: [(&str, &[usize]); 5] =
+            [("gate", &[]), ("!one", &[]), ("!one_more", &[]), ("!two", &[]), ("!other", &[3])];
+        let Err(why) = Plan::new(functions(&list), &PARTS) else { panic!("it was taken") };
+        assert_eq!(why, "the first module calls two of two\n");
+    }
+
+    #[test]
+    fn exports_that_are_not_there_are_refused() {
+        let list: [(&str, &[usize]); 4] = [("gate", &[]), ("!one", &[]), ("!one_more", &[]), ("!too", &[])];
+        let Err(why) = Plan::new(functions(&list), &PARTS) else { panic!("it was taken") };
+        assert_eq!(why, "there is no export two, which is to be in two");
+        let late = [Part { name: "late", needs: &["later"], exports: &[], code: &[], gates: &[] }];
+        assert_eq!(masks(&late).unwrap_err(), "late comes before later");
+    }
 }

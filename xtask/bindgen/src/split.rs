@@ -41,7 +41,7 @@ pub(crate) fn split(bytes: &[u8], parts: &[Part]) -> Result<Pieces, String> {
     let first = first(parse(bytes)?, &plan, &names)?;
     let parts = plan.masks.iter().enumerate().map(|(part, &mask)| {
         let module = Piece { module: parse(bytes)?, pool: &pool };
-        Ok((module.part(&plan, &names, part), mask))
+        Ok((module.part(&plan, &names, part)?, mask))
     });
     let parts = parts.collect::<Result<_, String>>()?;
     Ok(Pieces { first, parts, pool })
@@ -189,7 +189,7 @@ struct Piece<'a> {
 }
 
 impl Piece<'_> {
-    fn part(mut self, plan: &Plan, names: &Names, part: usize) -> Vec<u8> {
+    fn part(mut self, plan: &Plan, names: &Names, part: usize) -> Result<Vec<u8>, String> {
         let ids = ids(&self.module);
         self.clear();
         for (name, item) in shared(&self.module) {
@@ -205,9 +205,9 @@ impl Piece<'_> {
                 self.module.exports.add(name, ids[function]);
             }
         }
-        fill_slots(&mut self.module, plan, part, &ids);
+        fill_slots(&mut self.module, plan, part, &ids)?;
         passes::gc::run(&mut self.module);
-        self.module.emit_wasm()
+        Ok(self.module.emit_wasm())
     }
 
     /// Takes away what the first module alone has: exports, data, the entries of the table, the beginning.
@@ -258,8 +258,8 @@ impl Piece<'_> {
 }
 
 /// A segment for each run of slots of the part.
-fn fill_slots(module: &mut Module, plan: &Plan, part: usize, ids: &[FunctionId]) {
-    let Ok(table) = function_table(module) else { return };
+fn fill_slots(module: &mut Module, plan: &Plan, part: usize, ids: &[FunctionId]) -> Result<(), String> {
+    let table = function_table(module)?;
     let mut own: BTreeMap<u32, usize> = plan.slot.iter().map(|(&function, &slot)| (slot, function)).collect();
     own.extend(plan.functions.entries.iter().copied());
     own.retain(|_, function| plan.home[*function] == Some(part));
@@ -275,4 +275,5 @@ fn fill_slots(module: &mut Module, plan: &Plan, part: usize, ids: &[FunctionId])
         let id = module.elements.add(ElementKind::Active { table, offset }, ElementItems::Functions(run));
         module.tables.get_mut(table).elem_segments.insert(id);
     }
+    Ok(())
 }
