@@ -95,7 +95,7 @@ function fetched(part: Part): Promise<WebAssembly.Module> {
   if (part.compiled !== undefined) {
     return Promise.resolve(part.compiled);
   }
-  part.arriving ??= compile(part.url()).then(
+  part.arriving ??= compile(part).then(
     (compiled) => (part.compiled ??= compiled),
     (why: unknown) => {
       delete part.arriving;
@@ -105,7 +105,8 @@ function fetched(part: Part): Promise<WebAssembly.Module> {
   return part.arriving;
 }
 
-async function compile(url: URL): Promise<WebAssembly.Module> {
+async function compile(part: Part): Promise<WebAssembly.Module> {
+  const url = part.url();
   const response = await fetch(url);
   if (!response.ok) {
     throw new Error(`${url.href}: ${response.status} ${response.statusText}`);

@@ -67,7 +67,8 @@ export interface InitSyncOptions {
 }
 
 /** Loads the module from its bytes. */
-export function initSync({ module, parts = {} }: InitSyncOptions): InitOutput {
+export function initSync(given: InitSyncOptions | InitSyncOptions["module"]): InitOutput {
+  const { module, parts = {} } = isPlain(given) ? (given as InitSyncOptions) : { module: given as InitSyncOptions["module"] };
   supply(parts);
   const started = startSync({ module });
   attach(started, readNow);
@@ -78,14 +79,20 @@ function optionsOf(given: InitOptions | InitInput | Promise<InitInput> | undefin
   if (given === undefined) {
     return {};
   }
-  return Object.getPrototypeOf(given) === Object.prototype ? (given as InitOptions) : { module_or_path: given as InitInput };
+  return isPlain(given) ? (given as InitOptions) : { module_or_path: given as InitInput };
+}
+
+/** Whether something is options, and not the module or its place. */
+function isPlain(given: unknown): boolean {
+  return Object.getPrototypeOf(given) === Object.prototype;
 }
 
 /** Beside a module whose place is known. */
 function beside(module: InitInput | Promise<InitInput> | undefined): InitOptions["locate"] {
   if (typeof module === "string" || module instanceof URL) {
     const at = new URL(module, typeof location === "undefined" ? undefined : location.href);
-    return (file) => new URL(file, at);
+    // What has no place of its own has nothing beside it.
+    return at.protocol === "blob:" || at.protocol === "data:" ? undefined : (file) => new URL(file, at);
   }
   return typeof Request === "function" && module instanceof Request ? (file) => new URL(file, module.url) : undefined;
 }

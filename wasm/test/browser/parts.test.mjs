@@ -101,6 +101,19 @@ test("a page that begins without the parts is told that one is missing, until th
   });
 });
 
+test("a module that is given as bytes has its parts from the package", async () => {
+  await withPage(PAGE, async (page, served) => {
+    const seen = await page.evaluate(async () => {
+      const { default: init, Image } = await import("/dist/web.js");
+      const module = await (await fetch("/pkg/qcowkit_bg.wasm")).blob();
+      await init({ module_or_path: URL.createObjectURL(module) });
+      return Image.create(1 << 20).check().corruptions;
+    });
+    assert.equal(seen, 0);
+    assert.equal(fetched(served).length, FILES.length);
+  });
+});
+
 test("parts come later if a page wants that, and from where it says", async () => {
   await withPage(PAGE, async (page, served) => {
     let gone = true;

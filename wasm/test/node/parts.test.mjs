@@ -190,7 +190,7 @@ test("initSync takes the parts, and two copies of the package keep theirs apart"
   const [one, two] = [await copied(t, "web"), await copied(t, "web")];
   const bytes = (name) => readFileSync(one.file(name));
   one.qcowkit.initSync({ module: bytes("bg") });
-  assert.equal(one.qcowkit.version(), two.qcowkit.initSync({ module: new WebAssembly.Module(bytes("bg")) }) && two.qcowkit.version());
+  assert.equal(one.qcowkit.version(), two.qcowkit.initSync(new WebAssembly.Module(bytes("bg"))) && two.qcowkit.version());
   assert.throws(() => one.qcowkit.Image.create(MIB), notLoaded("change", /partsReady|initSync/));
   assert.throws(() => one.qcowkit.initSync({ module: bytes("bg"), parts: { chek: bytes("check") } }), /'chek'.*check/);
   assert.throws(() => one.qcowkit.initSync({ module: bytes("bg"), parts: { check: new Uint8Array(9) } }), notLoaded("check", /./));
