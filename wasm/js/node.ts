@@ -1,12 +1,13 @@
-/** The entry for Node: the module is loaded when it is imported, and files can be opened where they are. @module */
+/** The entry for Node: the module is loaded when it is imported, its parts when they are needed, and files can be opened where they are. @module */
 
 import { closeSync, fstatSync, openSync, readFileSync, readSync } from "node:fs";
 import { initSync } from "../pkg/qcowkit.js";
+import { attach } from "./parts.js";
 import type { ByteSource } from "./types.js";
 
 export * from "./api.js";
 
-initSync({ module: readFileSync(new URL("../pkg/qcowkit_bg.wasm", import.meta.url)) });
+attach(initSync({ module: readFileSync(new URL("../pkg/qcowkit_bg.wasm", import.meta.url)) }), (url) => readFileSync(url));
 
 /** A file on disk, read as needed. Holds it open until `close()` or the end of a `using` block. */
 export class FileSource implements ByteSource, Disposable {

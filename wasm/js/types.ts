@@ -8,10 +8,13 @@
  * @module
  */
 
-/** What went wrong; the names are the same in Rust and Python. */
+/**
+ * What went wrong; the names are the same in Rust and Python, but for two: `closed`, and `not_loaded`, when a part of the
+ * module is not there and cannot be loaded. The call can be repeated.
+ */
 export type ErrorCode =
   | "storage" | "not_qcow2" | "corrupt" | "unsupported" | "encrypted" | "wrong_key" | "denied"
-  | "invalid_argument" | "out_of_range" | "read_only" | "locked" | "limit" | "no_space" | "codec" | "poisoned" | "closed";
+  | "invalid_argument" | "out_of_range" | "read_only" | "locked" | "limit" | "no_space" | "codec" | "poisoned" | "closed" | "not_loaded";
 
 /** What is thrown: an `Error` that says what and where. What does not apply is undefined. */
 export interface QcowError extends Error {
@@ -27,7 +30,7 @@ export interface QcowError extends Error {
   readonly index?: Int;
   /** Distance from the top of the backing chain. */
   readonly depth?: number;
-  /** What a {@link ByteSource} threw, where that was the reason (code `storage`). */
+  /** What a {@link ByteSource} threw, where that was the reason (code `storage`); why a part is not there (`not_loaded`). */
   readonly cause?: unknown;
 }
 

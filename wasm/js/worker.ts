@@ -5,7 +5,7 @@
  * // worker.ts
  * import init from "qcowkit/web";
  * import { serve } from "qcowkit/worker";
- * serve(init());
+ * serve(init());                                  // or init({ parts: "demand" }), as worker-main does
  * ```
  *
  * A file that is itself a worker, for pages without a bundler, is `qcowkit/worker-main`.

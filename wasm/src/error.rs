@@ -13,6 +13,8 @@ thread_local! {
     static CAUSE: RefCell<Option<JsValue>> = const { RefCell::new(None) };
     /// What a progress function threw: it ends the call, and comes out of it as it is.
     static INTERRUPT: RefCell<Option<JsValue>> = const { RefCell::new(None) };
+    /// What was thrown because a part of the module is not there: it comes out of the call that needed the part.
+    static MISSING: RefCell<Option<JsValue>> = const { RefCell::new(None) };
 }
 
 /// Remembers what a source threw.
@@ -25,6 +27,11 @@ pub(crate) fn interrupt(thrown: JsValue) {
     INTERRUPT.set(Some(thrown));
 }
 
+/// Remembers what was thrown instead of loading a part of the module: [`outcome`] throws this.
+pub(crate) fn missing(thrown: JsValue) {
+    MISSING.set(Some(thrown));
+}
+
 /// Whether the call is to end.
 pub(crate) fn interrupted() -> bool {
     INTERRUPT.with_borrow(Option::is_some)
@@ -32,7 +39,9 @@ pub(crate) fn interrupted() -> bool {
 
 /// The result of a call of the core as JavaScript gets it.
 pub(crate) fn outcome<T>(result: Result<T, Error>) -> Result<T, JsValue> {
-    if let Some(thrown) = INTERRUPT.take() {
+    // Either way a result would not be that of the call: it was not done to its end, or not with all that it needs.
+    let missing = MISSING.take();
+    if let Some(thrown) = INTERRUPT.take().or(missing) {
         CAUSE.set(None);
         return Err(thrown);
     }

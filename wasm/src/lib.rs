@@ -13,6 +13,7 @@ mod limits;
 mod look;
 mod open;
 mod options;
+mod parts;
 mod snapshots;
 mod source;
 mod store;
@@ -34,5 +35,5 @@ pub fn limits() -> String {
 /// Every `code` that an error can have.
 #[wasm_bindgen(js_name = errorCodes)]
 pub fn error_codes() -> Vec<String> {
-    qcowkit_core::ErrorKind::CODES.iter().chain(&["closed"]).map(|&code| code.to_owned()).collect()
+    qcowkit_core::ErrorKind::CODES.iter().chain(&["closed", "not_loaded"]).map(|&code| code.to_owned()).collect()
 }

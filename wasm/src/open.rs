@@ -2,11 +2,10 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use js_sys::{Function, Object};
 use qcowkit_core::codec::CompressionType;
-use qcowkit_core::crypto::{Keyring, Secret};
+use qcowkit_core::crypto::Secret;
 use qcowkit_core::image::{
     CreateOptions, DetectZeroes, Found, LayerFormat, OpenOptions, Opener, Preallocation, Reference, Role,
 };
@@ -16,6 +15,7 @@ use wasm_bindgen::prelude::*;
 
 use crate::error;
 use crate::options::{Options, Thrown, bytes, invalid, set};
+use crate::parts;
 use crate::source::Base;
 use crate::store::{Edits, MAX_EDIT_BYTES, Store, store};
 
@@ -59,9 +59,7 @@ impl Setup {
         options.metadata.allocation = given.choice("allocation", &ALLOCATION)?.unwrap_or_default();
         // Memory is dearer here than on a server.
         options.metadata.cache_bytes = 8 << 20;
-        if let Some(key) = given.secret("key")? {
-            options.keys = Some(Arc::new(Keyring::new().with(Secret::new(key))));
-        }
+        parts::on_demand(&mut options, given.secret("key")?.map(Secret::new));
         options.max_key_iterations = given.small("max_key_iterations")?.unwrap_or(KEY_ITERATIONS);
         let max_edit_bytes = given.number("max_edit_bytes")?.unwrap_or(MAX_EDIT_BYTES);
         let files = Files { resolver: given.function("resolver")?, found: Rc::default(), max_edit_bytes };

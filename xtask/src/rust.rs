@@ -5,7 +5,7 @@ use crate::tally::{self, Tally};
 use crate::test::Report;
 use crate::toolchain::{self, I686, WASM};
 
-/// Crates that are tested from the language they are for, not by `cargo test`.
+/// Crates that are tested from the language they are for, or with it, not by this `cargo test`.
 const BOUND: [&str; 3] = ["qcowkit-py", "qcowkit-wasm", "xtask-bindgen"];
 
 /// Feature sets that must build, apart from the default one: features only add.

@@ -47,6 +47,8 @@ pub(crate) fn provide() -> Result<(), Failure> {
 pub(crate) fn test(report: &mut Report) -> Result<(), Failure> {
     let std = standard_library()?;
     crate::rust::test_alloc_only(report, &std);
+    let mut splitter = run::cargo("xtask");
+    report.runner("wasm: the splitter", splitter.args(["test", "-p", "xtask-bindgen"]), tally::cargo)?;
     build(&std)?;
     page()?;
     let chromium = system::chromium().ok_or_else(|| Failure::new("no Chromium found"))?;
@@ -70,7 +72,7 @@ pub(crate) fn test(report: &mut Report) -> Result<(), Failure> {
     report.runner("wasm: tests of the inspector", &mut node("wasm/test/inspector/"), tally::node)
 }
 
-/// How wasm-opt makes the module smaller.
+/// How wasm-opt makes the pieces of the module smaller.
 const SHRINK: [&str; 3] = ["-Oz", "--strip-debug", "--strip-producers"];
 
 fn standard_library() -> Result<Std, Failure> {
@@ -83,8 +85,7 @@ fn standard_library() -> Result<Std, Failure> {
 fn build(std: &Std) -> Result<(), Failure> {
     packages()?;
     let pkg = run::root().join("wasm/pkg");
-    let shrunk = pkg.join("qcowkit_bg.wasm");
-    Stamp::new("wasm-package", &SOURCES, &[&std.describe()], shrunk.clone())?.step(|| {
+    Stamp::new("wasm-package", &SOURCES, &[&std.describe()], pkg.join("qcowkit_parts.js"))?.step(|| {
         let mut cargo = run::cargo("wasm");
         cargo.args(["build", "-q", "-p", "qcowkit-wasm", "--profile", "wasm"]);
         std.apply(&mut cargo, WASM, "std,panic_abort");
@@ -95,7 +96,13 @@ fn build(std: &Std) -> Result<(), Failure> {
         // What an earlier version wrote there would be packed.
         let _ = std::fs::remove_dir_all(&pkg);
         run::call(run::cargo("xtask").args(["run", "-q", "-p", "xtask-bindgen", "--"]).arg(module).arg(&pkg))?;
-        run::call(run::command(script("wasm-opt")).args(SHRINK).arg(&shrunk).arg("-o").arg(&shrunk))
+        for file in std::fs::read_dir(&pkg)? {
+            let file = file?.path();
+            if file.extension().is_some_and(|extension| extension == "wasm") {
+                run::call(run::command(script("wasm-opt")).args(SHRINK).arg(&file).arg("-o").arg(&file))?;
+            }
+        }
+        Ok(())
     })?;
     let inputs = ["wasm/js", "wasm/package-lock.json", "wasm/src"];
     Stamp::new("wasm-dist", &inputs, &[], run::root().join("wasm/dist/api.js"))?.step(|| {

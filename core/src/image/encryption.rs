@@ -1,4 +1,6 @@
 //! Guest data that are stored encrypted (section "Data encryption").
+//!
+//! The ways into it are never inlined, so that a build in parts can leave it out of the one that is always loaded.
 
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -89,6 +91,7 @@ impl<S> Image<S> {
 
 impl<S: Storage> Image<S> {
     /// Reads and decrypts guest bytes of this layer, where guest and host offset are at the same place of a sector.
+    #[inline(never)]
     pub(super) fn read_encrypted(
         &self,
         cipher: &DataCipher,
@@ -128,6 +131,7 @@ impl<S: Storage> Image<S> {
     }
 
     /// Moves the bytes of one piece encrypted: data and fills, which together are whole sectors.
+    #[inline(never)]
     pub(super) fn move_encrypted(&self, cipher: &DataCipher, piece: &Piece, data: &[u8]) -> Result<()> {
         let mut stage = Stage { image: self, cipher, guest: 0, host: HostOffset::default(), bytes: Vec::new() };
         let mut data_due = true;
@@ -145,6 +149,7 @@ impl<S: Storage> Image<S> {
     }
 
     /// Writes zeros of the guest's.
+    #[inline(never)]
     pub(super) fn write_encrypted_zeros(
         &self,
         cipher: &DataCipher,
@@ -276,6 +281,7 @@ mod unlocked {
         }
 
         /// The cipher, if `secret` is the right key. Of AES there is no telling.
+        #[inline(never)]
         pub(super) fn open<S: Storage>(
             header: &HeaderArea,
             storage: &S,

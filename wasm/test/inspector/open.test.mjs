@@ -16,6 +16,10 @@ run("qemu-io", "-c", "write -P 1 0 10M", "-c", "write -P 2 100M 3M", "-c", "writ
 run("qemu-img", "snapshot", "-c", "one", "disk.qcow2");
 run("qemu-io", "-d", "unmap", "-c", "write -P 4 1M 2M", "-c", "discard 6M 2M", "-c", "discard 2M 1M", image);
 
+// The files that the module is in.
+const ASSETS = fileURLToPath(new URL("../../web/dist/assets/", import.meta.url));
+const PIECES = readdirSync(ASSETS).filter((name) => name.endsWith(".wasm")).length;
+
 // The groups of the map, out of the classes of the ledger.
 const GROUPS = {
   header: "header", encryption_header: "header", l1_table: "tables", l2_tables: "tables", refcount_table: "refcounts",
@@ -181,6 +185,11 @@ test("it works without a network once it was loaded", async () => {
   await withInspector(async (page, { context, server }) => {
     await page.evaluate(() => navigator.serviceWorker.ready);
     await page.waitForFunction(async () => (await caches.keys()).length > 0);
+    const kept = await page.evaluate(async () => {
+      const cache = await caches.open((await caches.keys())[0]);
+      return (await cache.keys()).map(({ url }) => new URL(url).pathname);
+    });
+    assert.equal(kept.filter((path) => /^\/tools\/inspector\/assets\/qcowkit_\w+-.*\.wasm$/.test(path)).length, PIECES);
     server.closeAllConnections();
     server.close();
     await context.setOffline(true);
@@ -190,6 +199,18 @@ test("it works without a network once it was loaded", async () => {
     await ready(page);
     assert.equal(await page.textContent(".summary h1"), "used.qcow2");
   });
+});
+
+test("the parts of the module come by themselves, those too that nothing has needed yet", async () => {
+  await withInspector(async (page, { asked }) => {
+    await open(page, image);
+    const fetched = () => new Set(asked.map(({ path }) => path).filter((path) => path.endsWith(".wasm")));
+    for (const until = Date.now() + 20_000; fetched().size < PIECES && Date.now() < until;) {
+      await page.waitForTimeout(20);
+    }
+    assert.ok([...fetched()].some((path) => path.includes("qcowkit_lab")), [...fetched()].join());
+    assert.equal(fetched().size, PIECES);
+  }, { serviceWorkers: "block" });
 });
 
 test("what is no image, and what is broken, gets a message and never a blank page", async () => {

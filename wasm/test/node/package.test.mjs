@@ -29,6 +29,9 @@ test("the packed package installs and loads by each of its entries", () => {
       import { serve, BlobSource } from "qcowkit/worker";
       assert.equal(named.Image, node.Image);
       web.initSync({ module: readFileSync(new URL(import.meta.resolve("qcowkit/qcowkit.wasm"))) });
+      for (const part of ["change", "check", "codecs", "crypto", "lab", "look", "walk"]) {
+        assert.ok(existsSync(fileURLToPath(import.meta.resolve("qcowkit/parts/" + part + ".wasm"))), part);
+      }
       for (const entry of ["bundler", "worker-main", "worker", "client", "web", "node"]) {
         const file = fileURLToPath(import.meta.resolve("qcowkit/" + entry));
         assert.ok(existsSync(file) && existsSync(file.replace(/js$/, "d.ts")), file);

@@ -3,4 +3,5 @@
 import init from "qcowkit/web";
 import { serve } from "qcowkit/worker";
 
-serve(init());
+// Images can be opened as soon as the first module is there; its parts follow by themselves.
+serve(init({ parts: "later" }));
