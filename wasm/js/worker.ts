@@ -13,6 +13,7 @@
  * @module
  */
 
+import { refusal } from "./arguments.js";
 import { composeBlob, Image, MemorySource, Replay, replay, Trace } from "./api.js";
 import type { LabDisk } from "./api.js";
 import { errorCodes, limits, version } from "./api.js";
@@ -115,7 +116,7 @@ class Server {
       return undefined;
     }
     const own = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(held), method);
-    if (own === undefined || method === "constructor" || method === "raw") {
+    if (own === undefined || method === "constructor") {
       throw new TypeError(`no method ${method}`);
     }
     return own.get ? own.get.call(held) : (own.value as (...args: unknown[]) => unknown).apply(held, args);
@@ -238,7 +239,7 @@ class Server {
 }
 
 function closed(): Error {
-  return Object.assign(new Error("the image is closed"), { name: "QcowError", code: "closed" });
+  return refusal("closed", "the image is closed");
 }
 
 function isInput(file: RemoteInput | { readonly input: RemoteInput }): file is RemoteInput {
@@ -280,6 +281,9 @@ async function openInput(input: RemoteInput): Promise<{ input: ByteSource; sourc
   }
   if (input instanceof ArrayBuffer) {
     return { input: new MemorySource(new Uint8Array(input)) };
+  }
+  if (typeof input !== "object" || input === null || !("url" in input || "opfs" in input)) {
+    throw refusal("invalid_argument", "an image comes from a File or Blob, bytes, { url } or { opfs }");
   }
   const source = "url" in input ? await UrlSource.open(input.url) : await PrivateFileSource.open(input.opfs);
   return { input: source, source };

@@ -162,7 +162,7 @@ impl Files {
 
     fn take_in(&self, reference: &Reference<'_>, name: &str, claimed: Option<&str>, layer: &JsValue) -> Thrown<Known> {
         let mut given = Options::new(layer)?;
-        let input = given.value("input").ok_or_else(|| invalid("the resolver gave no input"))?;
+        let input = given.value("input")?.ok_or_else(|| invalid("the resolver gave no input"))?;
         let identity = given.text("identity")?;
         let stated = given.choice("format", &FORMATS)?;
         given.finish()?;

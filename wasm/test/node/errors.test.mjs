@@ -107,7 +107,7 @@ test("edits are kept to their limit, and the image goes on", () => {
     for (; written < 64; written += 1) {
       image.write(written * MIB, bytes);
     }
-  }, (error) => error.code === "storage" && /max_edit_bytes/.test(error.message));
+  }, (error) => error.code === "no_space" && /max_edit_bytes/.test(error.message));
   assert.ok(written >= 2 && written <= 4, `${written}`);
   assert.deepEqual(image.read(MIB, 100), bytes.slice(0, 100));
 });
