@@ -146,8 +146,9 @@ export class Image extends Held<RawImage> {
   /**
    * The disk in runs of one state, through the backing chain: `qemu-img map`. More than {@link Limits.max_rows} rows are
    * refused; with the option `max_rows`, the first so many are given, and the next call goes on where they end.
+   * `local` asks this image alone, whose backing file may be missing: what it leaves to that is not `present`.
    */
-  map(options: { offset?: number; length?: number; max_rows?: number } = {}): MapRun[] {
+  map(options: { offset?: number; length?: number; max_rows?: number; local?: boolean } = {}): MapRun[] {
     return mapRuns(this.use((raw) => raw.map(options)));
   }
 

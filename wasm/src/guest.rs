@@ -126,6 +126,7 @@ impl RawImage {
         let start = given.number("offset")?.unwrap_or(0);
         let length = given.number("length")?;
         let most = most_rows(&mut given)?;
+        let local = given.flag("local")?.unwrap_or(false);
         given.finish()?;
         self.with_disk(|disk| {
             let size = disk.virtual_size();
@@ -140,7 +141,8 @@ impl RawImage {
                 if count >= MAX_ROWS {
                     return Err(limit("one map", "max_rows", MAX_ROWS).at_guest(at));
                 }
-                let run = statuses.next_merged(at, end - at)?;
+                let run =
+                    if local { statuses.next_local(at, end - at)?.0 } else { statuses.next_merged(at, end - at)? };
                 rows.extend_from_slice(&row(&run)?);
                 at += run.length;
                 count += 1;

@@ -57,7 +57,10 @@ impl Edits {
             }
             let spare = length.max((left / 16).min(AT_ONCE));
             if !has_room(spare) {
-                return Err(StorageError::new(StorageErrorKind::NoSpace, "keep more edits: the module's memory is full"));
+                return Err(StorageError::new(
+                    StorageErrorKind::NoSpace,
+                    "keep more edits: the module's memory is full",
+                ));
             }
             self.spare.set(spare);
         }

@@ -106,7 +106,7 @@ export class RunsPane extends View {
         const across = runs.side === "host" ? "guest_offset" : "host_offset";
         download(renamed(name, `-${part}.csv`), csv(["offset", "length", "kind", "refcount", "owner", across], rows), "text/csv");
       } else {
-        const rows = this.what === "guest" ? await image.map({ offset: runs.first, length: runs.total })
+        const rows = this.what === "guest" ? await image.map({ offset: runs.first, length: runs.total, local: this.session.alone })
           : await image.clusterRuns({ host_offset: runs.first, length: runs.total });
         const chosen = this.what === "gaps" ? (rows as { class?: string }[]).filter((row) => row.class === "free" || row.class === "beyond_last_used") : rows;
         download(renamed(name, `-${part}.json`), json(chosen), "application/json");
