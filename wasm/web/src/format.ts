@@ -44,6 +44,13 @@ export function words(name: string): string {
   return name.replaceAll("_", " ").replace(/\bl([12])\b/g, "L$1");
 }
 
+/** Names after each other: a hostile image has tens of thousands of them, each as long as it likes. */
+export function listed(names: readonly string[], most = 20): string {
+  const short = (name: string): string => (name.length > 60 ? `${name.slice(0, 60)}…` : name);
+  const more = names.length - most;
+  return `${names.slice(0, most).map(short).join(", ")}${more > 0 ? ` and ${count(more)} more` : ""}`;
+}
+
 /** A plural: `one(1, "entry", "entries")`. */
 export function plural(value: number, one: string, many = `${one}s`): string {
   return `${count(value)} ${value === 1 ? one : many}`;

@@ -1,6 +1,6 @@
 /** The report: one HTML file without scripts. Every text of the image is escaped. */
 
-import { bytes, count, hex, percent, plural, words } from "./format.ts";
+import { bytes, count, hex, listed, percent, plural, words } from "./format.ts";
 import { HOST_KINDS, kindOfClass, TITLES } from "./kinds.ts";
 import { sums } from "./model.ts";
 import type { Lazy, Session } from "./session.ts";
@@ -53,7 +53,7 @@ function facts({ facts: found }: Session): string {
     ["Version", info?.["format-specific"].data.compat ?? "–"],
     ["Features", features || "none"],
     ["Backing file", info?.["backing-filename"] ?? "none"],
-    ["Snapshots", info?.snapshots?.map((one) => one.name).join(", ") ?? "none"],
+    ["Snapshots", listed(info?.snapshots?.map((one) => one.name) ?? ["none"], 200)],
     ...(found.problem === undefined ? [] : [["Cannot be opened", found.problem.message]]),
   ]);
 }

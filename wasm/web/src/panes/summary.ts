@@ -3,7 +3,7 @@
 import { html, nothing, svg } from "lit";
 import { customElement } from "lit/decorators.js";
 import type { Analysis, Ledger, QcowError, Reference } from "qcowkit/client";
-import { bytes, percent, plural, sentence } from "../format.ts";
+import { bytes, listed, percent, plural, sentence } from "../format.ts";
 import { HOST_KINDS, kindOfClass, TITLES } from "../kinds.ts";
 import type { Facts, Input } from "../session.ts";
 import { View } from "../view.ts";
@@ -69,8 +69,8 @@ export class Summary extends View {
       ${data === undefined ? nothing : html`${chip(`version ${data.compat === "1.1" ? 3 : 2}`, `compat=${data.compat}`)}${chip(`${data["refcount-bits"]}-bit refcounts`, "How many users a cluster can have.")}${chip(data["compression-type"], "How compressed clusters are packed.")}`}
       ${facts.info?.encrypted === true ? chip(`encrypted, ${data?.encrypt?.format ?? ""}`, "Guest data need the password; everything else is shown without it.", "accent") : nothing}
       ${features.map((feature) => chip(feature.name, FEATURE_HELP[feature.name] ?? `${feature.kind} feature, bit ${feature.bit}${feature.known ? "" : ": not known here"}`, feature.known ? "" : "bad"))}
-      ${facts.info?.snapshots === undefined ? nothing : chip(plural(facts.info.snapshots.length, "snapshot"), facts.info.snapshots.map((one) => one.name).join(", "))}
-      ${data?.bitmaps === undefined ? nothing : chip(plural(data.bitmaps.length, "bitmap"), data.bitmaps.map((one) => one.name).join(", "))}
+      ${facts.info?.snapshots === undefined ? nothing : chip(plural(facts.info.snapshots.length, "snapshot"), listed(facts.info.snapshots.map((one) => one.name)))}
+      ${data?.bitmaps === undefined ? nothing : chip(plural(data.bitmaps.length, "bitmap"), listed(data.bitmaps.map((one) => one.name)))}
       ${facts.info?.["backing-filename"] === undefined ? nothing : chip(`on ${facts.info["backing-filename"]}`, "The backing file: drop the folder that has both to read through it. Nothing that an image names is opened by itself.")}`;
   }
 
