@@ -13,7 +13,7 @@
  * @module
  */
 
-import { refusal } from "./arguments.js";
+import { object, refusal, text } from "./arguments.js";
 import { composeBlob, Image, MemorySource, Replay, replay, Trace } from "./api.js";
 import type { LabDisk } from "./api.js";
 import { errorCodes, limits, version } from "./api.js";
@@ -107,6 +107,9 @@ class Server {
   #use(target: number, method: string, args: unknown[]): unknown {
     const held = this.#held.get(target);
     if (held === undefined) {
+      if (method === "close") {
+        return undefined;
+      }
       throw closed();
     }
     if (method === "close") {
@@ -132,7 +135,7 @@ class Server {
   }
 
   readonly #calls: WorkerCalls = {
-    open: (input, options = {}) => this.#open(input, options),
+    open: (input, options = {}) => this.#open(input, object(options, "options")),
     create: (...args) => Image.create(...args),
     audit: async (input, options) => {
       const { input: opened, source } = await this.#input(input);
@@ -142,7 +145,12 @@ class Server {
         source?.close?.();
       }
     },
-    blob: (image) => composeBlob(image, this.#sources.get(image)?.blob),
+    blob: (image) => {
+      if (!(image instanceof Image)) {
+        throw refusal("invalid_argument", "image must be an image of this worker");
+      }
+      return composeBlob(image, this.#sources.get(image)?.blob);
+    },
     parseTrace: (...args) => Trace.parse(...args),
     churn: (...args) => Trace.churn(...args),
     replay: (...args) => replay(...args),
@@ -243,7 +251,7 @@ function closed(): Error {
 }
 
 function isInput(file: RemoteInput | { readonly input: RemoteInput }): file is RemoteInput {
-  return !("input" in file);
+  return typeof file !== "object" || file === null || !("input" in file);
 }
 
 /** The file that an image names. */
@@ -285,6 +293,6 @@ async function openInput(input: RemoteInput): Promise<{ input: ByteSource; sourc
   if (typeof input !== "object" || input === null || !("url" in input || "opfs" in input)) {
     throw refusal("invalid_argument", "an image comes from a File or Blob, bytes, { url } or { opfs }");
   }
-  const source = "url" in input ? await UrlSource.open(input.url) : await PrivateFileSource.open(input.opfs);
+  const source = "url" in input ? await UrlSource.open(text(input.url, "url")) : await PrivateFileSource.open(text(input.opfs, "opfs"));
   return { input: source, source };
 }

@@ -367,9 +367,10 @@ export class Session extends EventTarget {
       this.busy = `${title}, ${percent(part, 1)}`;
       this.changed();
     });
-    const checkpoint = await image.checkpoint();
+    let checkpoint: number | undefined;
     let done = false;
     try {
+      checkpoint = await image.checkpoint();
       await change(image, progress);
       await image.flush();
       this.edits.push({ title, checkpoint });
@@ -382,8 +383,10 @@ export class Session extends EventTarget {
       this.notice = "";
       done = true;
     } catch (error) {
-      await image.rollback(checkpoint).catch(() => undefined);
-      await image.dropCheckpoint(checkpoint).catch(() => undefined);
+      if (checkpoint !== undefined) {
+        await image.rollback(checkpoint).catch(() => undefined);
+        await image.dropCheckpoint(checkpoint).catch(() => undefined);
+      }
       if (this.image !== image) {
         return false;
       }
