@@ -165,6 +165,27 @@ test("leaving with edits asks first", async () => {
   });
 });
 
+test("the lab is a film where motion is welcome", async () => {
+  await withInspector(async (page) => {
+    await page.getByRole("button", { name: /The discard lab/ }).click();
+    await page.fill("[name=size]", "64M");
+    await page.fill("[name=operations]", "2000");
+    await page.getByRole("button", { name: "Run", exact: true }).click();
+    await page.waitForSelector(".player");
+    const moment = () => page.textContent(".operation");
+    const moves = (before) => page.waitForFunction((before) => document.querySelector(".operation").textContent !== before, before);
+    for (let turn = 0; turn < 3; turn += 1) {
+      await moves(await moment());
+    }
+    await page.getByRole("button", { name: "Pause" }).click();
+    const still = await moment();
+    await page.waitForTimeout(400);
+    assert.equal(await moment(), still);
+    await page.getByRole("button", { name: "Play" }).click();
+    await moves(still);
+  }, { reducedMotion: "no-preference" });
+});
+
 test("the lab plays one workload under two policies", async () => {
   await withInspector(async (page) => {
     await page.getByRole("button", { name: /The discard lab/ }).click();

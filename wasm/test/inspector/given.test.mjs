@@ -40,6 +40,10 @@ test("a dropped folder: the chain is found by its names, two of one name are tol
     await page.getByRole("button", { name: /^Disk/ }).click();
     await page.waitForSelector("tr[data-kind=backing]");
     assert.deepEqual([await legend(page, "data"), await legend(page, "backing")], [2 << 20, 6 << 20]);
+    // The way of a byte through the layers: links lead into the file that is shown, and into no other.
+    await page.waitForSelector(".way li:nth-child(2)");
+    const links = await page.$$eval(".way > li", (layers) => layers.map((layer) => layer.querySelectorAll("button").length));
+    assert.ok(links[0] > 0 && links.slice(1).every((count) => count === 0), String(links));
     // A file of the folder on the open page takes its place.
     await drop(page, join(folder, "machine/layers/base.qcow2"));
     await page.waitForFunction(() => document.querySelector(".summary h1")?.textContent === "base.qcow2");
