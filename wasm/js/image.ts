@@ -300,9 +300,17 @@ export class Image extends Held<RawImage> {
     this.use((raw) => raw.drop_checkpoint(number(checkpoint, "checkpoint")));
   }
 
-  /** The bytes of the file as edited, at most {@link Limits.max_save_bytes}. Holes are zeros. */
+  /**
+   * The bytes of the file as edited, at most {@link Limits.max_save_bytes}. Holes are zeros. An external data file is a
+   * file of its own: {@link Image.saveDataFile}.
+   */
   save(): Uint8Array<ArrayBuffer> {
     return this.use((raw) => raw.save()) as Uint8Array<ArrayBuffer>;
+  }
+
+  /** The bytes of the image's external data file as edited, at most {@link Limits.max_save_bytes}. */
+  saveDataFile(): Uint8Array<ArrayBuffer> {
+    return this.use((raw) => raw.save_data_file()) as Uint8Array<ArrayBuffer>;
   }
 
   /**

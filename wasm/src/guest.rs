@@ -178,7 +178,7 @@ impl Open {
         self.settle()?;
         let file_length_before = self.edits.len()?;
         let copy = self.edits.fork()?;
-        let mut disk = self.open_disk(store(&copy), options)?;
+        let mut disk = self.open_disk_with(store(&copy), options, self.setup.files.fork()?)?;
         let trim = trim(&mut disk, ranges, &mut |_, _| ())?;
         disk.finish()?;
         Ok(DiscardReport { dry_run: true, trim, file_length_before, file_length_after: copy.len()? })

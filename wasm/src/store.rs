@@ -44,6 +44,13 @@ impl Edits {
         Ok(copy)
     }
 
+    /// Takes all edits back.
+    pub(crate) fn clear(&self) -> Result<(), StorageError> {
+        let fresh = OverlayStorage::new(Rc::clone(self.overlay.base()))?;
+        self.overlay.restore(&fresh.mark());
+        Ok(())
+    }
+
     pub(crate) fn overlay(&self) -> &OverlayStorage<Rc<Base>> {
         &self.overlay
     }

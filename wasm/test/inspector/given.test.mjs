@@ -79,6 +79,47 @@ test("a backing file outside of what was given is missed in words, and everythin
   });
 });
 
+test("guest data in a file of their own: shown, edited, taken back, and saved as a second file", async () => {
+  mkdirSync(join(folder, "apart"));
+  // QEMU looks for data files where it runs.
+  const there = (at, program, ...args) => execFileSync(program, args, { cwd: at, encoding: "utf8" });
+  there(join(folder, "apart"), "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=data.raw", "disk.qcow2", "16M");
+  there(join(folder, "apart"), "qemu-io", "-c", "write -P 6 1M 2M", "disk.qcow2");
+  await withInspector(async (page) => {
+    await drop(page, join(folder, "apart"));
+    await ready(page);
+    assert.equal(await page.textContent(".summary h1"), "disk.qcow2");
+    // Where the data lie is no place of the file that is shown.
+    await page.getByRole("button", { name: /^Disk/ }).click();
+    await page.focus(".map-frame");
+    await page.keyboard.press("Home");
+    for (let step = 0; step < 16; step += 1) {
+      await page.keyboard.press("ArrowRight");
+    }
+    await page.waitForFunction(() => /Kind\s*Data/.test(document.querySelector(".details")?.textContent ?? ""));
+    assert.equal(await page.getByRole("button", { name: "Show bytes" }).count(), 0);
+    await page.click("#tab-edit");
+    assert.match(await page.textContent("#pane"), /in a file of their own, “data.raw”/);
+    const write = async (data, place) => {
+      await page.fill("pane-edit [name=offset]", place);
+      await page.fill("pane-edit [name=data]", data);
+      await page.getByRole("button", { name: "Write", exact: true }).click();
+    };
+    await write("good", "1M");
+    await page.waitForSelector(".journal li:nth-child(1)");
+    await write("oops", "2M");
+    await page.waitForSelector(".journal li:nth-child(2)");
+    await page.getByRole("button", { name: "Undo", exact: true }).click();
+    await page.waitForFunction(() => document.querySelectorAll(".journal li").length === 1);
+    const place = join(folder, "apart/saved");
+    mkdirSync(place);
+    const image = await saved(page, "Image", place);
+    await saved(page, "Data file", place);
+    there(place, "qemu-io", "-r", "-c", "read -P 0x67 1M 1", "-c", "read -P 0x64 1048579 1", "-c", "read -P 6 1048580 100k", "-c", "read -P 6 2M 1M", image);
+    there(place, "qemu-img", "check", "-q", image);
+  });
+});
+
 test("an address of another server: its refusals are told in words, and its permission is enough", async () => {
   run("qemu-img", "create", "-q", "-f", "qcow2", "far.qcow2", "16M");
   run("qemu-io", "-c", "write -P 1 0 5M", "far.qcow2");

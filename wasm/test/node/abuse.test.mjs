@@ -61,7 +61,7 @@ const METHODS = {
   inspect: ["header", {}], inspectGuest: [0], inspectHost: [0], fields: [0, 100, "header", {}], hostBytes: [0, 10], check: [{}],
   planRepair: [{}], repair: [{}], audit: [{}], createSnapshot: ["x", {}], applySnapshot: ["a"], deleteSnapshot: ["a"], openSnapshot: ["a"],
   addBitmap: ["c", {}], removeBitmap: ["b"], bitmapRanges: ["b"], rollback: [1], dropCheckpoint: [1],
-  info: [], partitions: [], regions: [], snapshots: [], bitmaps: [], checkpoint: [], flush: [], parts: [], patch: [], save: [],
+  info: [], partitions: [], regions: [], snapshots: [], bitmaps: [], checkpoint: [], flush: [], parts: [], patch: [], save: [], saveDataFile: [],
 };
 
 // Options of each method, by the place of the object among its arguments.

@@ -27,6 +27,7 @@ const TITLES: Readonly<Record<Pane, string>> = {
 
 const SAVES: readonly [SaveKind, string, string][] = [
   ["image", "Image", "the whole file with its edits"],
+  ["data", "Data file", "the guest's data, which are in a file of their own"],
   ["script", "Patch, shell script", "changes a copy of the file in place"],
   ["patch", "Patch, JSON", "for programs"],
   ["report", "Report", "one HTML file"],
@@ -133,7 +134,7 @@ export class Inspector extends View {
       <div class="buttons">
         ${open ? html`
           <button type="button" ?disabled=${session.edits.length === 0 || session.busy !== undefined} @click=${() => void session.undo()} title="Undo (Ctrl+Z)">Undo</button>
-          <details class="menu" @click=${this.#menu} @keydown=${this.#menuKey}><summary>Save</summary><ul>${SAVES.map(([kind, title, about]) => html`<li><button type="button" @click=${() => void save(kind)}>${title} <span class="muted">${about}</span></button></li>`)}</ul></details>
+          <details class="menu" @click=${this.#menu} @keydown=${this.#menuKey}><summary>Save</summary><ul>${SAVES.filter(([kind]) => kind !== "data" || session.dataFile !== undefined).map(([kind, title, about]) => html`<li><button type="button" @click=${() => void save(kind)}>${title} <span class="muted">${about}</span></button></li>`)}</ul></details>
           <button type="button" @click=${() => this.#home()}>Open another</button>` : nothing}
         <button type="button" class="icon" aria-label="Theme: ${this.theme}" title="Theme: ${this.theme}" @click=${() => this.#turnTheme()}>${this.theme === "auto" ? "◐" : this.theme === "light" ? "☀" : "☾"}</button>
         <button type="button" class="icon" aria-label="Help" title="Help (?)" @click=${() => { this.helping = true; }}>?</button>

@@ -113,7 +113,7 @@ export function hostRuns(page: ClusterMap): Runs {
 }
 
 /** The disk from `first` on. `rows` are those of `qemu-img map`, or of the image alone if its backing file is missing. */
-export function guestRuns(rows: readonly MapRun[], first: number, unit: number, size: number, alone: boolean): Runs {
+export function guestRuns(rows: readonly MapRun[], first: number, unit: number, size: number, { alone, apart }: { alone: boolean; apart: boolean }): Runs {
   const column = (read: (row: MapRun) => number) => Float64Array.from(rows, read);
   const last = rows.at(-1);
   const end = last === undefined ? first : last.start + last.length;
@@ -123,7 +123,7 @@ export function guestRuns(rows: readonly MapRun[], first: number, unit: number, 
       kind: GUEST_KINDS[guestKind(row, alone)]?.title ?? "",
       refcount: "",
       owner: row.depth > 0 ? `layer ${row.depth} below` : row.present ? "this image" : alone ? "a file that is missing" : "nobody",
-      place: row.offset === undefined ? "" : hex(row.offset),
+      place: row.offset === undefined ? "" : `${hex(row.offset)}${apart && row.depth === 0 ? " (data file)" : ""}`,
     };
   };
   return {
@@ -138,7 +138,8 @@ export function guestRuns(rows: readonly MapRun[], first: number, unit: number, 
     kinds: GUEST_KINDS,
     next: end < size ? end : undefined,
     describe,
-    across: (run) => (rows[run]?.depth === 0 ? rows[run]?.offset : undefined),
+    // What lies in another file has no place in this one.
+    across: (run) => (rows[run]?.depth === 0 && !apart ? rows[run]?.offset : undefined),
   };
 }
 

@@ -144,6 +144,11 @@ export class Session extends EventTarget {
     return this.missing.some((one) => one.role === "backing_file");
   }
 
+  /** The file beside the image that holds the guest's data, if there is one. */
+  get dataFile(): string | undefined {
+    return this.facts?.info?.["format-specific"].data["data-file"];
+  }
+
   /** What is under way that a person may want to end. */
   get work(): string | undefined {
     const loading = (Object.keys(this.reports) as ReportName[]).find((name) => this.reports[name].state === "loading");
@@ -340,7 +345,7 @@ export class Session extends EventTarget {
       case "guest": {
         const offset = this.parts.guest.at(-1) ?? 0;
         const rows = await image.map({ offset, max_rows: MAX_ROWS.guest, local: this.alone });
-        return guestRuns(rows, offset, this.facts?.clusterSize || 65536, this.facts?.virtualSize ?? 0, this.alone);
+        return guestRuns(rows, offset, this.facts?.clusterSize || 65536, this.facts?.virtualSize ?? 0, { alone: this.alone, apart: this.dataFile !== undefined });
       }
       case "analysis":
         return image.analyze({ progress });

@@ -109,7 +109,8 @@ export class EditPane extends View {
     const { facts, busy } = this.session;
     const ready = busy === undefined && facts?.readOnly === false && facts.problem === undefined;
     return html`<div class="scroll-pane edit-pane">
-      ${facts?.problem === undefined ? nothing : html`<p class="message error">The disk cannot be edited: ${facts.problem.message}. A repair may help (Check).</p>`}
+      ${facts?.problem === undefined ? nothing : html`<p class="message error">The disk cannot be edited: ${facts.problem.message}. ${facts.problem.code === "corrupt" ? "A repair may help (Check)." : nothing}</p>`}
+      ${this.session.dataFile === undefined ? nothing : html`<p class="message">The guest's data are in a file of their own, “${this.session.dataFile}”. Save both, the image and the data file: neither holds the edits alone, and patches are those of the image.</p>`}
       <div class="columns">
         <div>${this.#selection(ready)}${this.#discard(ready)}${this.#write(ready)}</div>
         <div>${this.#journal(busy === undefined)}${this.#snapshots(ready)}${this.#resize(ready)}</div>
