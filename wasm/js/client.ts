@@ -48,7 +48,7 @@ type Calls<T> = {
 };
 
 /** A value in the worker: its methods give promises, and its properties are promises. */
-export type Remote<T> = Calls<Omit<T, "raw" | "free" | typeof Symbol.dispose>> & {
+export type Remote<T> = Calls<Omit<T, "use" | "free" | typeof Symbol.dispose>> & {
   readonly [Symbol.asyncDispose]: () => Promise<void>;
 };
 

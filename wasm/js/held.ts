@@ -1,8 +1,11 @@
 /** What holds memory of the module until it is closed. @module */
 
+import { notReading, refusal } from "./arguments.js";
+
 /** A handle of the module. */
 export abstract class Held<Raw extends { close(): void }> implements Disposable {
   readonly #raw: Raw;
+  #working = false;
 
   /** @internal */
   protected constructor(raw: Raw) {
@@ -11,7 +14,7 @@ export abstract class Held<Raw extends { close(): void }> implements Disposable 
 
   /** Gives the memory back; closing again does nothing. */
   close(): void {
-    this.#raw.close();
+    this.use((raw) => raw.close());
   }
 
   /** The same as {@link Held.close}. */
@@ -23,8 +26,20 @@ export abstract class Held<Raw extends { close(): void }> implements Disposable 
     this.close();
   }
 
-  /** The handle behind it, for the other classes of this package. @internal */
-  get raw(): Raw {
-    return this.#raw;
+  /**
+   * Calls the handle behind it. Calls that come out of such a call (from a source, a resolver, a progress function, or the
+   * getter of an option) are refused with code `locked`. @internal
+   */
+  use<T>(work: (raw: Raw) => T): T {
+    notReading();
+    if (this.#working) {
+      throw refusal("locked", "the call comes out of another call of the same object, which is not done");
+    }
+    this.#working = true;
+    try {
+      return work(this.#raw);
+    } finally {
+      this.#working = false;
+    }
   }
 }

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { array } from "./arguments.js";
 import type { Image } from "./image.js";
 import type { ByteSource } from "./types.js";
 
@@ -13,7 +14,7 @@ export class MemorySource implements ByteSource {
   readonly #bytes: Uint8Array;
 
   constructor(bytes: Uint8Array) {
-    this.#bytes = bytes;
+    this.#bytes = array(bytes, "bytes");
   }
 
   get size(): number {
@@ -137,6 +138,11 @@ export class UrlSource implements ByteSource {
     }
     if (versionOf({ get: (name) => answer.getResponseHeader(name) }) !== this.#version) {
       throw new Error(`${this.#url}: the file has changed on the server`);
+    }
+    // Servers of other origins seldom let a page read this.
+    const told = answer.getResponseHeader("content-range");
+    if (told !== null && !told.startsWith(`bytes ${offset}-`)) {
+      throw new Error(`${this.#url}: the server sent another part than it was asked for (${told})`);
     }
     const bytes = new Uint8Array(answer.response as ArrayBuffer);
     into.set(bytes.subarray(0, into.length));

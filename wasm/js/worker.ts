@@ -13,6 +13,7 @@
  * @module
  */
 
+import { object, refusal, text } from "./arguments.js";
 import { composeBlob, Image, MemorySource, Replay, replay, Trace } from "./api.js";
 import type { LabDisk } from "./api.js";
 import { errorCodes, limits, version } from "./api.js";
@@ -106,6 +107,9 @@ class Server {
   #use(target: number, method: string, args: unknown[]): unknown {
     const held = this.#held.get(target);
     if (held === undefined) {
+      if (method === "close") {
+        return undefined;
+      }
       throw closed();
     }
     if (method === "close") {
@@ -115,7 +119,7 @@ class Server {
       return undefined;
     }
     const own = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(held), method);
-    if (own === undefined || method === "constructor" || method === "raw") {
+    if (own === undefined || method === "constructor") {
       throw new TypeError(`no method ${method}`);
     }
     return own.get ? own.get.call(held) : (own.value as (...args: unknown[]) => unknown).apply(held, args);
@@ -131,7 +135,7 @@ class Server {
   }
 
   readonly #calls: WorkerCalls = {
-    open: (input, options = {}) => this.#open(input, options),
+    open: (input, options = {}) => this.#open(input, object(options, "options")),
     create: (...args) => Image.create(...args),
     audit: async (input, options) => {
       const { input: opened, source } = await this.#input(input);
@@ -141,7 +145,12 @@ class Server {
         source?.close?.();
       }
     },
-    blob: (image) => composeBlob(image, this.#sources.get(image)?.blob),
+    blob: (image) => {
+      if (!(image instanceof Image)) {
+        throw refusal("invalid_argument", "image must be an image of this worker");
+      }
+      return composeBlob(image, this.#sources.get(image)?.blob);
+    },
     parseTrace: (...args) => Trace.parse(...args),
     churn: (...args) => Trace.churn(...args),
     replay: (...args) => replay(...args),
@@ -238,11 +247,11 @@ class Server {
 }
 
 function closed(): Error {
-  return Object.assign(new Error("the image is closed"), { name: "QcowError", code: "closed" });
+  return refusal("closed", "the image is closed");
 }
 
 function isInput(file: RemoteInput | { readonly input: RemoteInput }): file is RemoteInput {
-  return !("input" in file);
+  return typeof file !== "object" || file === null || !("input" in file);
 }
 
 /** The file that an image names. */
@@ -281,6 +290,9 @@ async function openInput(input: RemoteInput): Promise<{ input: ByteSource; sourc
   if (input instanceof ArrayBuffer) {
     return { input: new MemorySource(new Uint8Array(input)) };
   }
-  const source = "url" in input ? await UrlSource.open(input.url) : await PrivateFileSource.open(input.opfs);
+  if (typeof input !== "object" || input === null || !("url" in input || "opfs" in input)) {
+    throw refusal("invalid_argument", "an image comes from a File or Blob, bytes, { url } or { opfs }");
+  }
+  const source = "url" in input ? await UrlSource.open(text(input.url, "url")) : await PrivateFileSource.open(text(input.opfs, "opfs"));
   return { input: source, source };
 }

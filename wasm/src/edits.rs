@@ -6,10 +6,11 @@ use qcowkit_core::{Error, ErrorKind};
 use wasm_bindgen::prelude::*;
 
 use crate::error::outcome;
-use crate::image::RawImage;
+use crate::image::{Mark, RawImage};
 use crate::json;
 use crate::limits::{MAX_ROWS, MAX_SAVE_BYTES, limit};
 use crate::options::{Thrown, invalid};
+use crate::store::Edits;
 
 /// Bytes that are copied at once while saving.
 const PIECE: usize = 1 << 20;
@@ -21,46 +22,47 @@ impl RawImage {
         outcome(open.settle())?;
         let number = open.next_mark;
         open.next_mark += 1;
-        open.marks.push((number, open.edits.overlay().mark()));
+        let data_file = open.setup.files.data_edits().map(|edits| edits.overlay().mark());
+        open.marks.push(Mark { number, file: open.edits.overlay().mark(), data_file });
         Ok(number)
     }
 
     pub fn rollback(&mut self, checkpoint: u32) -> Thrown<()> {
         let open = self.open_mut()?;
-        let found = open.marks.iter().find(|(number, _)| *number == checkpoint).map(|(_, mark)| mark.clone());
-        let mark = found.ok_or_else(|| invalid(format!("there is no checkpoint {checkpoint}")))?;
         // What the disk has not written yet belongs to the state that is left.
-        open.leave_disk();
-        open.edits.overlay().restore(&mark);
+        if open.marks.iter().any(|mark| mark.number == checkpoint) {
+            open.leave_disk();
+        }
+        let mark = open.marks.iter().find(|mark| mark.number == checkpoint);
+        let mark = mark.ok_or_else(|| invalid(format!("there is no checkpoint {checkpoint}")))?;
+        open.edits.overlay().restore(&mark.file);
+        match (open.setup.files.data_edits(), &mark.data_file) {
+            (Some(edits), Some(mark)) => edits.overlay().restore(mark),
+            // It was found later, when there were no edits of it.
+            (Some(edits), None) => outcome(edits.clear().map_err(Error::from))?,
+            (None, _) => {}
+        }
         Ok(())
     }
 
     pub fn drop_checkpoint(&mut self, checkpoint: u32) -> Thrown<()> {
         let open = self.open_mut()?;
-        open.marks.retain(|(number, _)| *number != checkpoint);
+        open.marks.retain(|mark| mark.number != checkpoint);
         Ok(())
     }
 
     pub fn save(&mut self) -> Thrown<Uint8Array> {
         let open = self.open_mut()?;
         outcome(open.settle())?;
-        let length = outcome(open.edits.len().map_err(Error::from))?;
-        if length > MAX_SAVE_BYTES {
-            let message = format!("the file has {length} bytes, save gives at most {MAX_SAVE_BYTES} (max_save_bytes)");
-            return outcome(Err(Error::new(ErrorKind::Limit(message))));
-        }
-        // The bytes stand in JavaScript's memory alone.
-        let saved = Uint8Array::new_with_length(length as u32);
-        let mut piece = vec![0; PIECE.min(length as usize)];
-        let mut at = 0;
-        while at < length {
-            let here = PIECE.min((length - at) as usize);
-            let piece = &mut piece[..here];
-            outcome(open.edits.read_at(at, piece).map_err(Error::from))?;
-            saved.subarray(at as u32, at as u32 + here as u32).copy_from(piece);
-            at += here as u64;
-        }
-        Ok(saved)
+        whole(&open.edits)
+    }
+
+    pub fn save_data_file(&mut self) -> Thrown<Uint8Array> {
+        let open = self.open_mut()?;
+        outcome(open.settle())?;
+        let edits = open.setup.files.data_edits();
+        let edits = edits.ok_or_else(|| invalid("the image has no external data file, or it was not found"))?;
+        whole(&edits)
     }
 
     pub fn parts(&mut self) -> Thrown<String> {
@@ -82,4 +84,25 @@ impl RawImage {
         }
         Ok(json::text(&parts))
     }
+}
+
+/// All bytes of a file as edited.
+fn whole(edits: &Edits) -> Thrown<Uint8Array> {
+    let length = outcome(edits.len().map_err(Error::from))?;
+    if length > MAX_SAVE_BYTES {
+        let message = format!("the file has {length} bytes, save gives at most {MAX_SAVE_BYTES} (max_save_bytes)");
+        return outcome(Err(Error::new(ErrorKind::Limit(message))));
+    }
+    // The bytes stand in JavaScript's memory alone.
+    let saved = Uint8Array::new_with_length(length as u32);
+    let mut piece = vec![0; PIECE.min(length as usize)];
+    let mut at = 0;
+    while at < length {
+        let here = PIECE.min((length - at) as usize);
+        let piece = &mut piece[..here];
+        outcome(edits.read_at(at, piece).map_err(Error::from))?;
+        saved.subarray(at as u32, at as u32 + here as u32).copy_from(piece);
+        at += here as u64;
+    }
+    Ok(saved)
 }

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use js_sys::Reflect;
+use qcowkit_core::storage::StorageErrorKind;
 use qcowkit_core::{Error, ErrorKind};
 use wasm_bindgen::prelude::*;
 
@@ -51,7 +52,12 @@ pub(crate) fn outcome<T>(result: Result<T, Error>) -> Result<T, JsValue> {
 /// The `Error` to throw for an error of the core.
 pub(crate) fn thrown(error: &Error) -> JsValue {
     let site = error.site();
-    let made = named(error.kind().code(), &error.to_string());
+    let code = match error.kind() {
+        // The storage that can be full here is this module's memory.
+        ErrorKind::Storage(full) if full.kind == StorageErrorKind::NoSpace => "no_space",
+        kind => kind.code(),
+    };
+    let made = named(code, &error.to_string());
     if let Some(structure) = site.structure {
         set(&made, "structure", &structure.code().into());
     }

@@ -1,5 +1,6 @@
 //! The guest's bytes: read, written, discarded; the size of the disk, and where its parts are.
 
+use js_sys::Uint8Array;
 use qcowkit_core::image::OpenOptions;
 use qcowkit_core::operations::partitions::partitions;
 use qcowkit_core::operations::status::{Status, Statuses};
@@ -14,9 +15,13 @@ use crate::image::{Open, RawImage};
 use crate::json;
 use crate::limits::{MAX_READ_BYTES, MAX_ROWS, limit};
 use crate::look::most_rows;
+use crate::memory::zeros;
 use crate::open::{self, range};
 use crate::options::{Options, Thrown, bytes, invalid, number};
 use crate::store::store;
+
+/// Bytes of one write that are copied at once; a multiple of every cluster size.
+const PIECE_BYTES: u32 = 16 << 20;
 
 /// What discards did, or would do.
 #[derive(Serialize)]
@@ -40,15 +45,34 @@ impl RawImage {
             if offset.saturating_add(length) > disk.virtual_size() {
                 return Err(Error::new(ErrorKind::OutOfRange).at_guest(offset));
             }
-            let mut into = vec![0; length as usize];
+            let mut into = zeros(length)?;
             disk.read_at(offset, &mut into)?;
             Ok(into)
         })
     }
 
-    pub fn write(&mut self, offset: f64, from: &[u8]) -> Thrown<()> {
+    /// `from` is copied piece by piece: whole it would take as much of this module's memory again.
+    pub fn write(&mut self, offset: f64, from: &Uint8Array) -> Thrown<()> {
         let offset = bytes(offset, "offset")?;
-        self.with_disk(|disk| disk.write_at(offset, from))
+        let length = from.length();
+        self.with_disk(|disk| {
+            if offset.saturating_add(length.into()) > disk.virtual_size() {
+                return Err(Error::new(ErrorKind::OutOfRange).at_guest(offset));
+            }
+            let (mut done, mut piece) = (0, zeros(PIECE_BYTES.min(length).into())?);
+            loop {
+                // Pieces end where clusters of any size do, so that none is written in two parts.
+                let here = PIECE_BYTES - ((offset + u64::from(done)) % u64::from(PIECE_BYTES)) as u32;
+                let here = here.min(length - done);
+                let part = &mut piece[..here as usize];
+                from.subarray(done, done + here).copy_to(part);
+                disk.write_at(offset + u64::from(done), part)?;
+                done += here;
+                if done >= length {
+                    return Ok(());
+                }
+            }
+        })
     }
 
     pub fn write_zeroes(&mut self, offset: f64, length: f64, options: &JsValue) -> Thrown<()> {
@@ -102,6 +126,7 @@ impl RawImage {
         let start = given.number("offset")?.unwrap_or(0);
         let length = given.number("length")?;
         let most = most_rows(&mut given)?;
+        let local = given.flag("local")?.unwrap_or(false);
         given.finish()?;
         self.with_disk(|disk| {
             let size = disk.virtual_size();
@@ -116,7 +141,8 @@ impl RawImage {
                 if count >= MAX_ROWS {
                     return Err(limit("one map", "max_rows", MAX_ROWS).at_guest(at));
                 }
-                let run = statuses.next_merged(at, end - at)?;
+                let run =
+                    if local { statuses.next_local(at, end - at)?.0 } else { statuses.next_merged(at, end - at)? };
                 rows.extend_from_slice(&row(&run)?);
                 at += run.length;
                 count += 1;
@@ -152,7 +178,7 @@ impl Open {
         self.settle()?;
         let file_length_before = self.edits.len()?;
         let copy = self.edits.fork()?;
-        let mut disk = self.open_disk(store(&copy), options)?;
+        let mut disk = self.open_disk_with(store(&copy), options, self.setup.files.fork()?)?;
         let trim = trim(&mut disk, ranges, &mut |_, _| ())?;
         disk.finish()?;
         Ok(DiscardReport { dry_run: true, trim, file_length_before, file_length_after: copy.len()? })

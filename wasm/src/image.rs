@@ -11,7 +11,7 @@ use wasm_bindgen::prelude::*;
 
 use crate::error::{self, outcome};
 use crate::json;
-use crate::open::{self, Setup};
+use crate::open::{self, Files, Setup};
 use crate::options::{Options, Thrown, bytes, number};
 use crate::source::Base;
 use crate::store::{Edits, Store, store};
@@ -31,8 +31,16 @@ pub(crate) struct Open {
     disk: Option<Image<Store>>,
     /// Why it cannot be opened, found out once.
     problem: Option<Error>,
-    pub(crate) marks: Vec<(u32, OverlayMark)>,
+    pub(crate) marks: Vec<Mark>,
     pub(crate) next_mark: u32,
+}
+
+/// A state of the edits.
+pub(crate) struct Mark {
+    pub(crate) number: u32,
+    pub(crate) file: OverlayMark,
+    /// Of the external data file, if there is one.
+    pub(crate) data_file: Option<OverlayMark>,
 }
 
 impl Open {
@@ -47,7 +55,12 @@ impl Open {
 
     /// Opens the disk, under other options than the image's perhaps.
     pub(crate) fn open_disk(&self, store: Store, options: OpenOptions) -> Result<Image<Store>> {
-        let image = Image::open_with(store, self.setup.identity.clone(), options, &mut self.setup.files.clone())?;
+        self.open_disk_with(store, options, self.setup.files.clone())
+    }
+
+    /// As [`Open::open_disk`], with other files to go with it.
+    pub(crate) fn open_disk_with(&self, store: Store, options: OpenOptions, mut files: Files) -> Result<Image<Store>> {
+        let image = Image::open_with(store, self.setup.identity.clone(), options, &mut files)?;
         if image.virtual_size() >= json::MAX_EXACT {
             let size = image.virtual_size();
             let message = format!("the virtual disk has {size} bytes; JavaScript counts exactly below 2^53 only");
@@ -173,7 +186,9 @@ impl RawImage {
     }
 
     pub fn edit_bytes(&self) -> Thrown<f64> {
-        Ok(number(self.open_ref()?.edits.overlay().memory_bytes()))
+        let open = self.open_ref()?;
+        let data_file = open.setup.files.data_edits().map_or(0, |edits| edits.overlay().memory_bytes());
+        Ok(number(open.edits.overlay().memory_bytes() + data_file))
     }
 
     pub fn closed(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use js_sys::{Array, Object, Uint8Array};
+use js_sys::{Object, Uint8Array};
 use qcowkit_core::Result;
 use qcowkit_core::operations::lab::{
     Churn, LabConfig, LabDisk, LabOptions, LabReport, Replay, Skeleton, Trace, TraceFormat, TraceSummary, Trim, advise,
@@ -16,7 +16,7 @@ use crate::image::RawImage;
 use crate::json;
 use crate::limits::{MAX_ROWS, limit};
 use crate::open::{ALLOCATION, DETECT_ZEROES, PREALLOCATION, RETAINED_OP, UNREF};
-use crate::options::{Options, Thrown, bytes, invalid, number, set};
+use crate::options::{Options, Thrown, bytes, invalid, items, number, set};
 
 /// Operations after which a replay lets JavaScript know.
 const STEP: usize = 4096;
@@ -92,12 +92,9 @@ impl RawTrace {
         let wants_advice = given.flag("advise")?.unwrap_or(false);
         let name = given.text("name")?.unwrap_or_default();
         let progress = given.function("progress")?;
-        let configs = match given.value("configs") {
+        let configs = match given.value("configs")? {
             None => LabConfig::three_policies().to_vec(),
-            Some(list) if Array::is_array(&list) => {
-                Array::from(&list).iter().map(|item| config(&item)).collect::<Thrown<_>>()?
-            }
-            Some(_) => return Err(invalid("configs must be an array")),
+            Some(list) => items(&list, "configs")?.iter().map(config).collect::<Thrown<_>>()?,
         };
         given.finish()?;
         let virtual_size = outcome(disk.0.virtual_size())?;
@@ -264,11 +261,11 @@ fn config(object: &JsValue) -> Thrown<LabConfig> {
     };
     let name = given.text("name")?;
     config.discard = given.flag("discard")?.unwrap_or(config.discard);
-    if let Some(policy) = given.value("policy") {
+    if let Some(policy) = given.value("policy")? {
         let mut policy = Options::new(&policy)?;
         config.policy.unref = policy.choice("unref", &UNREF)?.unwrap_or(config.policy.unref);
         config.policy.retained_op = policy.choice("retained_op", &RETAINED_OP)?.unwrap_or(config.policy.retained_op);
-        if let Some(pass) = policy.value("pass") {
+        if let Some(pass) = policy.value("pass")? {
             let (mut pass, usual) = (Options::new(&pass)?, config.policy.pass);
             config.policy.pass.request = pass.flag("request")?.unwrap_or(usual.request);
             config.policy.pass.snapshot = pass.flag("snapshot")?.unwrap_or(usual.snapshot);
@@ -302,7 +299,7 @@ fn churn(given: &mut Options<'_>) -> Thrown<Churn> {
         zero_percent: given.small("zero_percent")?.unwrap_or(usual.zero_percent),
         block: given.number("block")?.unwrap_or(usual.block),
         request_max: given.number("request_max")?.unwrap_or(usual.request_max),
-        trim: trim(given.value("trim"))?.unwrap_or(usual.trim),
+        trim: trim(given.value("trim")?)?.unwrap_or(usual.trim),
         trim_min: given.number("trim_min")?.unwrap_or(usual.trim_min),
         flush_every: given.number("flush_every")?.unwrap_or(usual.flush_every),
         mark_every: given.number("mark_every")?.unwrap_or(usual.mark_every),

@@ -11,6 +11,7 @@ mod json;
 mod lab;
 mod limits;
 mod look;
+mod memory;
 mod open;
 mod options;
 mod parts;

@@ -1,6 +1,6 @@
 //! What looks at the file as edited, also at a broken one: check, repair, audit, inspect, analyze, clusters.
 
-use js_sys::{Array, Float64Array, Function, Object, Uint8Array};
+use js_sys::{Float64Array, Function, Object, Uint8Array};
 use qcowkit_core::error::Structure;
 use qcowkit_core::image::LayerFormat;
 use qcowkit_core::operations::analyze::{
@@ -19,8 +19,9 @@ use crate::error::{self, outcome};
 use crate::image::RawImage;
 use crate::json;
 use crate::limits::{MAX_READ_BYTES, MAX_ROWS, limit};
+use crate::memory::zeros;
 use crate::open::range;
-use crate::options::{Options, Thrown, bytes, invalid, number, set};
+use crate::options::{Options, Thrown, bytes, invalid, items, number, set};
 
 /// Tells JavaScript how far a call is. What its function throws ends the call.
 pub(crate) fn tell(progress: Option<&Function>, part: f64) {
@@ -48,7 +49,7 @@ impl RawImage {
         let mut given = Options::new(options)?;
         let levels = [("leaks", RepairLevel::Leaks), ("all", RepairLevel::All)];
         let level = given.choice("level", &levels)?.unwrap_or(RepairLevel::All);
-        let relink = relinks(given.value("relink"))?;
+        let relink = relinks(given.value("relink")?)?;
         let progress = given.function("progress")?;
         given.finish()?;
         if level == RepairLevel::Leaks && !relink.is_empty() {
@@ -81,7 +82,7 @@ impl RawImage {
     pub fn analyze(&mut self, options: &JsValue) -> Thrown<String> {
         let mut given = Options::new(options)?;
         let scan_zeroes = given.flag("scan_zeroes")?.unwrap_or(false);
-        let sizes = match given.value("request_sizes") {
+        let sizes = match given.value("request_sizes")? {
             None => REQUEST_SIZES.to_vec(),
             Some(sizes) => numbers(&sizes, "request_sizes")?,
         };
@@ -178,7 +179,7 @@ impl RawImage {
             }
             // What lies behind the end is not there.
             let length = length.min(store.len()?.saturating_sub(offset));
-            let mut into = vec![0; length as usize];
+            let mut into = zeros(length)?;
             store.read_at(offset, &mut into)?;
             Ok(into)
         })
@@ -211,18 +212,12 @@ fn show(inspector: &Inspector<'_, dyn ReadStorage + '_>, name: &str, part: Entry
 
 /// A list of numbers.
 fn numbers(list: &JsValue, name: &str) -> Thrown<Vec<u64>> {
-    if !Array::is_array(list) {
-        return Err(invalid(format!("{name} must be an array of numbers")));
-    }
-    Array::from(list).iter().map(|value| bytes(value.as_f64().unwrap_or(f64::NAN), name)).collect()
+    items(list, name)?.iter().map(|value| bytes(value.as_f64().unwrap_or(f64::NAN), name)).collect()
 }
 
 /// Host and guest offsets of tables that are put back.
 fn relinks(list: Option<JsValue>) -> Thrown<Vec<(u64, u64)>> {
     let Some(list) = list else { return Ok(Vec::new()) };
-    if !Array::is_array(&list) {
-        return Err(invalid("relink must be an array"));
-    }
     let one = |item: JsValue| {
         let mut given = Options::new(&item)?;
         let pair = (given.number("host_offset")?, given.number("guest_offset")?);
@@ -232,7 +227,7 @@ fn relinks(list: Option<JsValue>) -> Thrown<Vec<(u64, u64)>> {
         };
         Ok((host, guest))
     };
-    Array::from(&list).iter().map(one).collect()
+    items(&list, "relink")?.into_iter().map(one).collect()
 }
 
 /// How many rows a caller wants at most.

@@ -127,8 +127,25 @@ impl Files {
 
     /// The image's own data file.
     pub(crate) fn data_file(&self) -> Option<Store> {
+        self.data_edits().map(|edits| store(&edits))
+    }
+
+    /// The edits of the image's own data file: the one file besides the image that is ever written.
+    pub(crate) fn data_edits(&self) -> Option<Rc<Edits>> {
         let found = self.found.borrow();
-        found.iter().find(|known| known.role == Role::DataFile && known.depth == 0).map(Known::again)
+        let own = found.iter().find(|known| known.role == Role::DataFile && known.depth == 0);
+        own.map(|known| Rc::clone(&known.edits))
+    }
+
+    /// The same files for another image, whose edits of the data file are its own from now on.
+    pub(crate) fn fork(&self) -> Result<Self, Error> {
+        let found = self.found.borrow();
+        let copies = found.iter().map(|known| {
+            let edits = if known.role == Role::DataFile { known.edits.fork()? } else { Rc::clone(&known.edits) };
+            Ok(Known { edits, name: known.name.clone(), identity: known.identity.clone(), ..*known })
+        });
+        let copies = copies.collect::<Result<Vec<_>, Error>>()?;
+        Ok(Self { resolver: self.resolver.clone(), found: Rc::new(RefCell::new(copies)), ..*self })
     }
 
     /// Asks the caller.
@@ -160,7 +177,7 @@ impl Files {
 
     fn take_in(&self, reference: &Reference<'_>, name: &str, claimed: Option<&str>, layer: &JsValue) -> Thrown<Known> {
         let mut given = Options::new(layer)?;
-        let input = given.value("input").ok_or_else(|| invalid("the resolver gave no input"))?;
+        let input = given.value("input")?.ok_or_else(|| invalid("the resolver gave no input"))?;
         let identity = given.text("identity")?;
         let stated = given.choice("format", &FORMATS)?;
         given.finish()?;

@@ -1,6 +1,6 @@
 //! Options from JavaScript: plain objects, whose members are read by name. A member that nobody asked for is refused.
 
-use js_sys::{Function, Object, Reflect, Uint8Array};
+use js_sys::{Array, Function, Object, Reflect, Uint8Array};
 use qcowkit_core::{Error, ErrorKind};
 use wasm_bindgen::prelude::*;
 
@@ -9,6 +9,28 @@ use crate::json::MAX_EXACT;
 
 /// What binding functions return.
 pub(crate) type Thrown<T> = Result<T, JsValue>;
+
+// What a caller made can throw wherever it is looked at (a getter, a proxy, an iterator). An exception that nobody catches
+// here would leave the functions of this module without their ends, and an image borrowed for ever.
+#[wasm_bindgen]
+extern "C" {
+    #[wasm_bindgen(catch, js_namespace = Object, js_name = keys)]
+    fn keys_of(object: &JsValue) -> Result<Array, JsValue>;
+
+    #[wasm_bindgen(catch, js_namespace = Array, js_name = isArray)]
+    fn is_array(value: &JsValue) -> Result<bool, JsValue>;
+
+    #[wasm_bindgen(catch, js_namespace = Array, js_name = from)]
+    fn copy_of(list: &JsValue) -> Result<Array, JsValue>;
+}
+
+/// The items of an array, which `name` has to be.
+pub(crate) fn items(list: &JsValue, name: &str) -> Thrown<Vec<JsValue>> {
+    if !is_array(list)? {
+        return Err(invalid(format!("{name} must be an array")));
+    }
+    Ok(copy_of(list)?.iter().collect())
+}
 
 /// A byte offset or length from JavaScript.
 ///
@@ -58,22 +80,23 @@ impl<'a> Options<'a> {
     }
 
     /// A member; `None` where it is missing, undefined or null.
-    pub(crate) fn value(&mut self, name: &'static str) -> Option<JsValue> {
+    pub(crate) fn value(&mut self, name: &'static str) -> Thrown<Option<JsValue>> {
         self.asked.push(name);
         if self.object.is_undefined() {
-            return None;
+            return Ok(None);
         }
-        Reflect::get(self.object, &name.into()).ok().filter(|value| !value.is_undefined() && !value.is_null())
+        let value = Reflect::get(self.object, &name.into())?;
+        Ok(Some(value).filter(|value| !value.is_undefined() && !value.is_null()))
     }
 
     pub(crate) fn flag(&mut self, name: &'static str) -> Thrown<Option<bool>> {
-        let Some(value) = self.value(name) else { return Ok(None) };
+        let Some(value) = self.value(name)? else { return Ok(None) };
         value.as_bool().map(Some).ok_or_else(|| invalid(format!("{name} must be true or false")))
     }
 
     /// A number of bytes, or another integer from 0 up.
     pub(crate) fn number(&mut self, name: &'static str) -> Thrown<Option<u64>> {
-        let Some(value) = self.value(name) else { return Ok(None) };
+        let Some(value) = self.value(name)? else { return Ok(None) };
         let value = value.as_f64().ok_or_else(|| invalid(format!("{name} must be a number")))?;
         bytes(value, name).map(Some)
     }
@@ -84,18 +107,18 @@ impl<'a> Options<'a> {
     }
 
     pub(crate) fn text(&mut self, name: &'static str) -> Thrown<Option<String>> {
-        let Some(value) = self.value(name) else { return Ok(None) };
+        let Some(value) = self.value(name)? else { return Ok(None) };
         value.as_string().map(Some).ok_or_else(|| invalid(format!("{name} must be a string")))
     }
 
     pub(crate) fn function(&mut self, name: &'static str) -> Thrown<Option<Function>> {
-        let Some(value) = self.value(name) else { return Ok(None) };
+        let Some(value) = self.value(name)? else { return Ok(None) };
         value.dyn_into().map(Some).map_err(|_| invalid(format!("{name} must be a function")))
     }
 
     /// Bytes, or a text as UTF-8.
     pub(crate) fn secret(&mut self, name: &'static str) -> Thrown<Option<Vec<u8>>> {
-        let Some(value) = self.value(name) else { return Ok(None) };
+        let Some(value) = self.value(name)? else { return Ok(None) };
         match (value.as_string(), value.dyn_ref::<Uint8Array>()) {
             (Some(text), _) => Ok(Some(text.into_bytes())),
             (None, Some(bytes)) => Ok(Some(bytes.to_vec())),
@@ -115,8 +138,10 @@ impl<'a> Options<'a> {
 
     /// Refuses members that nobody asked for.
     pub(crate) fn finish(self) -> Thrown<()> {
-        let Some(object) = self.object.dyn_ref::<Object>() else { return Ok(()) };
-        for key in Object::keys(object).iter() {
+        if self.object.is_undefined() {
+            return Ok(());
+        }
+        for key in keys_of(self.object)?.iter() {
             let key = key.as_string().unwrap_or_default();
             if !self.asked.contains(&key.as_str()) {
                 return Err(invalid(format!("there is no option '{key}'; there are {}", self.asked.join(", "))));

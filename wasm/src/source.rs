@@ -9,6 +9,7 @@ use qcowkit_core::storage::{
 use wasm_bindgen::prelude::*;
 
 use crate::error;
+use crate::memory::zeros;
 use crate::options::{Thrown, bytes, invalid};
 
 #[wasm_bindgen]
@@ -17,11 +18,11 @@ extern "C" {
     #[derive(Clone, Debug)]
     pub(crate) type ByteSource;
 
-    #[wasm_bindgen(method, getter, structural)]
-    fn size(this: &ByteSource) -> JsValue;
+    #[wasm_bindgen(method, getter, structural, catch)]
+    fn size(this: &ByteSource) -> Result<JsValue, JsValue>;
 
-    #[wasm_bindgen(method, getter, structural)]
-    fn cached(this: &ByteSource) -> JsValue;
+    #[wasm_bindgen(method, getter, structural, catch)]
+    fn cached(this: &ByteSource) -> Result<JsValue, JsValue>;
 
     /// `into` is a view of this module's memory: no copy on this side.
     #[wasm_bindgen(method, structural, catch, js_name = readAt)]
@@ -56,15 +57,17 @@ impl Base {
     /// A `Uint8Array` or a `ByteSource`.
     pub(crate) fn of(input: &JsValue) -> Thrown<Rc<Self>> {
         if let Some(array) = input.dyn_ref::<js_sys::Uint8Array>() {
-            return Ok(Rc::new(Self::Bytes(SliceStorage::new(array.to_vec()))));
+            let mut copy = error::outcome(zeros(array.length().into()))?;
+            array.copy_to(&mut copy);
+            return Ok(Rc::new(Self::Bytes(SliceStorage::new(copy))));
         }
         if !input.is_object() {
             return Err(invalid("an image comes from a Uint8Array, an ArrayBuffer or a ByteSource"));
         }
         let source: ByteSource = input.clone().unchecked_into();
-        let size = source.size().as_f64().ok_or_else(|| invalid("size of the ByteSource must be a number"))?;
+        let size = source.size()?.as_f64().ok_or_else(|| invalid("size of the ByteSource must be a number"))?;
         let size = bytes(size, "size of the ByteSource")?;
-        let cached = source.cached().as_bool().unwrap_or(true);
+        let cached = source.cached()?.as_bool().unwrap_or(true);
         Ok(Rc::new(Self::Source(Source { source, size, cached, cache: RefCell::default() })))
     }
 }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use qcowkit_core::storage::{CountingStorage, OverlayStorage, ReadStorage, Storage, StorageError, StorageErrorKind};
 
+use crate::memory::has_room;
 use crate::source::Base;
 
 /// What images are made of here: the type that the lab of the core has too, so that the code for it is there once.
@@ -12,6 +13,9 @@ pub(crate) type Store = CountingStorage<Rc<dyn Storage>>;
 
 /// Bytes of memory that edits may take, unless told otherwise: a quarter of what a module can have.
 pub(crate) const MAX_EDIT_BYTES: u64 = 1 << 30;
+
+/// The most bytes that are written before memory is counted again.
+const AT_ONCE: u64 = 64 << 20;
 
 /// A handle on edits, with counters of its own.
 pub(crate) fn store(edits: &Rc<Edits>) -> Store {
@@ -40,6 +44,13 @@ impl Edits {
         Ok(copy)
     }
 
+    /// Takes all edits back.
+    pub(crate) fn clear(&self) -> Result<(), StorageError> {
+        let fresh = OverlayStorage::new(Rc::clone(self.overlay.base()))?;
+        self.overlay.restore(&fresh.mark());
+        Ok(())
+    }
+
     pub(crate) fn overlay(&self) -> &OverlayStorage<Rc<Base>> {
         &self.overlay
     }
@@ -51,7 +62,14 @@ impl Edits {
             if length > left {
                 return Err(StorageError::new(StorageErrorKind::NoSpace, "keep more edits in memory (max_edit_bytes)"));
             }
-            self.spare.set(length.max(left / 16));
+            let spare = length.max((left / 16).min(AT_ONCE));
+            if !has_room(spare) {
+                return Err(StorageError::new(
+                    StorageErrorKind::NoSpace,
+                    "keep more edits: the module's memory is full",
+                ));
+            }
+            self.spare.set(spare);
         }
         self.spare.set(self.spare.get() - length);
         Ok(())

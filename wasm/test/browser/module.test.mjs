@@ -145,6 +145,32 @@ for (const kind of ["file", "url", "opfs", "bytes"]) {
   });
 }
 
+test("a worker refuses what cannot be opened, and goes on", async () => {
+  await withPage(PAGE, async (page) => {
+    const [codes, rest] = await page.evaluate(async () => {
+      const { connect } = await import("/dist/client.js");
+      const qcowkit = connect(new Worker("/dist/worker-main.js", { type: "module" }));
+      const code = (promise) => promise.then(() => "none", (error) => `${error.name} ${error.code ?? ""}`.trim());
+      const blob = new Blob(["no image"]);
+      const wrong = [undefined, null, 5, "x", {}, () => 1, { url: 5 }, { opfs: 5 }];
+      const codes = await Promise.all([
+        ...wrong.map((input) => code(qcowkit.open(input))), ...wrong.map((input) => code(qcowkit.audit(input))),
+        code(qcowkit.open(blob, null)), code(qcowkit.open(blob, { files: { a: 7 } })), code(qcowkit.open(blob, { files: { a: null } })),
+        code(qcowkit.blob(5)), code(qcowkit.replay(5, { size: 5 })),
+      ]);
+      const image = await qcowkit.create(2 ** 20);
+      const rest = [await code(image.read("5", 1)), await code(image.use()), await code(qcowkit.open(blob))];
+      await image.close();
+      await image.close();
+      rest.push(await code(image.read(0, 1)), await qcowkit.version());
+      return [codes, rest];
+    });
+    assert.deepEqual([...new Set(codes)], ["QcowError invalid_argument"]);
+    assert.deepEqual(rest.slice(0, 4), ["QcowError invalid_argument", "TypeError", "QcowError not_qcow2", "QcowError closed"]);
+    assert.match(rest[4], /^\d/);
+  });
+});
+
 test("a worker opens a chain from the files that it is given, and no others", async (t) => {
   const cwd = folder(t);
   run(cwd, "qemu-img create -f qcow2 base.qcow2 64M && qemu-io -c 'write -P 5 0 2M' base.qcow2 && " +

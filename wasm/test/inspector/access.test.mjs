@@ -11,7 +11,7 @@ import { open, ready, scratch, withInspector } from "./inspector.mjs";
 const folder = scratch();
 const image = join(folder, "disk.qcow2");
 execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", image, "64M"]);
-execFileSync("qemu-io", ["-c", "write -P 1 0 16M", "-c", "write -P 2 32M 4M", image]);
+execFileSync("qemu-io", ["-d", "unmap", "-c", "write -P 1 0 16M", "-c", "write -P 2 32M 4M", "-c", "discard 2M 1M", image]);
 
 const PANES = ["map", "structure", "runs", "check", "partitions", "layout", "edit", "lab"];
 
@@ -65,6 +65,73 @@ test("narrow windows show everything without scrolling sideways", async () => {
       assert.ok(all <= inner, `${pane}: ${all} pixels in ${inner}`);
     }
   }, { viewport: { width: 400, height: 800 } });
+});
+
+test("the menu fits on narrow windows, and closes by Escape and by what is done elsewhere", async () => {
+  await withInspector(async (page) => {
+    await open(page, image);
+    const isOpen = () => page.$eval(".menu", (menu) => menu.open);
+    await page.click(".menu summary");
+    const box = await page.locator(".menu ul").boundingBox();
+    assert.ok(box.x >= 0 && box.x + box.width <= 400, JSON.stringify(box));
+    await page.locator(".menu li button").first().focus();
+    await page.keyboard.press("Escape");
+    assert.equal(await isOpen(), false);
+    assert.equal(await page.evaluate(() => document.activeElement.textContent), "Save");
+    await page.keyboard.press("Enter");
+    assert.equal(await isOpen(), true);
+    await page.click("#tab-structure");
+    assert.equal(await isOpen(), false);
+    await page.click(".menu summary");
+    await page.focus("#tab-structure");
+    assert.equal(await isOpen(), false);
+  }, { viewport: { width: 400, height: 800 } });
+});
+
+test("the mouse: hovering tells what is there, dragging selects, the wheel zooms", async () => {
+  await withInspector(async (page) => {
+    await page.click("[data-sample='used.qcow2']");
+    await ready(page);
+    await page.waitForSelector("qcow-map canvas");
+    // Cells of the first row, sixteen kibibytes each.
+    const box = await page.locator(".map-cells").boundingBox();
+    const size = await page.$eval("qcow-map", (map) => map.view.size);
+    const cell = (index) => [box.x + (index + 0.5) * size, box.y + size / 2];
+    const facts = async (index) => {
+      await page.mouse.move(...cell(index));
+      await page.waitForSelector(".map-tip");
+      await page.waitForTimeout(50);
+      return page.textContent(".map-tip");
+    };
+    assert.match(await facts(0), /^\s*Header\s*Offset\s*0x0\s*Run\s*0x0, 16 KiB\s*Refcount\s*1\s*Owner\s*header of the disk/);
+    assert.match(await facts(3), /L1 table\s*Offset\s*0xc000/);
+    assert.match(await facts(5), /Live data[\s\S]*Refcount\s*2\s*Owner\s*data cluster of the disk and snapshots, 2 references[\s\S]*Guest\s*0x0/);
+    await page.mouse.move(...cell(5));
+    await page.mouse.down();
+    await page.mouse.move(...cell(8), { steps: 4 });
+    await page.mouse.up();
+    assert.match(await page.textContent(".details"), /0x14000 to 0x24000, 64 KiB of the file/);
+    const scale = () => page.textContent(".map-scale");
+    const before = await scale();
+    await page.keyboard.down("Control");
+    for (let turn = 0; turn < 3; turn += 1) {
+      await page.mouse.wheel(0, 300);
+    }
+    await page.keyboard.up("Control");
+    await page.waitForFunction((before) => document.querySelector(".map-scale").textContent !== before, before);
+    assert.match(await scale(), /clusters/);
+  });
+});
+
+test("sizes are told in three digits, and never as powers of ten", async () => {
+  await withInspector(async (page) => {
+    for (const [size, text] of [[1049100288, "1001 MiB"], [2 ** 40 - 65536, "1.00 TiB"], [1023 * 1024, "1023 KiB"], [2 ** 30, "1 GiB"]]) {
+      execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", join(folder, "sized.qcow2"), String(size)]);
+      await open(page, join(folder, "sized.qcow2"));
+      assert.equal(await page.textContent(`.number dd[data-value='${size}']`), text);
+      await page.getByRole("button", { name: "Open another" }).click();
+    }
+  });
 });
 
 test("from opening to saving with the keyboard alone", async () => {

@@ -2,12 +2,14 @@
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { copyFileSync, readFileSync, statSync } from "node:fs";
+import { copyFileSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import test from "node:test";
+import { fileURLToPath } from "node:url";
 import { open, ready, saved, scratch, withInspector } from "./inspector.mjs";
 
 const folder = scratch();
+const DOCUMENTATION = fileURLToPath(new URL("../../../docs/inspector.md", import.meta.url));
 const run = (program, ...args) => execFileSync(program, args, { cwd: folder, encoding: "utf8" });
 const image = join(folder, "disk.qcow2");
 run("qemu-img", "create", "-q", "-f", "qcow2", "disk.qcow2", "64M");
@@ -85,17 +87,14 @@ test("bytes, zeros, snapshots: the image, the script and the JSON say the same",
     run("sh", script, copy);
     assert.deepEqual(readFileSync(copy), readFileSync(file));
     assert.throws(() => execFileSync("sh", [script, script], { stdio: "pipe" }), "another file is refused");
-    const patch = JSON.parse(readFileSync(await saved(page, "Patch, JSON", folder), "utf8"));
-    const bytes = Buffer.alloc(patch.file_length);
-    readFileSync(image).copy(bytes);
-    for (const { offset, length, source, data } of patch.parts) {
-      if (source === "zeros") {
-        bytes.fill(0, offset, offset + length);
-      } else {
-        Buffer.from(data, "base64").copy(bytes, offset);
-      }
-    }
-    assert.deepEqual(bytes, readFileSync(file));
+    // The program that the documentation gives for the JSON.
+    const patch = await saved(page, "Patch, JSON", folder);
+    writeFileSync(join(folder, "apply.py"), /```python\n([\s\S]+?)```/.exec(readFileSync(DOCUMENTATION, "utf8"))[1]);
+    copyFileSync(image, copy);
+    run("python3", "apply.py", patch, copy);
+    assert.deepEqual(readFileSync(copy), readFileSync(file));
+    assert.ok(JSON.parse(readFileSync(patch, "utf8")).parts.some(({ source }) => source === "zeros"), "holes are among it");
+    assert.throws(() => execFileSync("python3", [join(folder, "apply.py"), patch, patch], { stdio: "pipe" }), "another file is refused");
     const report = readFileSync(await saved(page, "Report", folder), "utf8");
     assert.match(report, /Live data/);
     assert.doesNotMatch(report, /<script/i);
@@ -164,6 +163,27 @@ test("leaving with edits asks first", async () => {
     }
     assert.deepEqual(asked, ["confirm", "beforeunload"]);
   });
+});
+
+test("the lab is a film where motion is welcome", async () => {
+  await withInspector(async (page) => {
+    await page.getByRole("button", { name: /The discard lab/ }).click();
+    await page.fill("[name=size]", "64M");
+    await page.fill("[name=operations]", "2000");
+    await page.getByRole("button", { name: "Run", exact: true }).click();
+    await page.waitForSelector(".player");
+    const moment = () => page.textContent(".operation");
+    const moves = (before) => page.waitForFunction((before) => document.querySelector(".operation").textContent !== before, before);
+    for (let turn = 0; turn < 3; turn += 1) {
+      await moves(await moment());
+    }
+    await page.getByRole("button", { name: "Pause" }).click();
+    const still = await moment();
+    await page.waitForTimeout(400);
+    assert.equal(await moment(), still);
+    await page.getByRole("button", { name: "Play" }).click();
+    await moves(still);
+  }, { reducedMotion: "no-preference" });
 });
 
 test("the lab plays one workload under two policies", async () => {

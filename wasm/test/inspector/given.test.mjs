@@ -40,6 +40,10 @@ test("a dropped folder: the chain is found by its names, two of one name are tol
     await page.getByRole("button", { name: /^Disk/ }).click();
     await page.waitForSelector("tr[data-kind=backing]");
     assert.deepEqual([await legend(page, "data"), await legend(page, "backing")], [2 << 20, 6 << 20]);
+    // The way of a byte through the layers: links lead into the file that is shown, and into no other.
+    await page.waitForSelector(".way li:nth-child(2)");
+    const links = await page.$$eval(".way > li", (layers) => layers.map((layer) => layer.querySelectorAll("button").length));
+    assert.ok(links[0] > 0 && links.slice(1).every((count) => count === 0), String(links));
     // A file of the folder on the open page takes its place.
     await drop(page, join(folder, "machine/layers/base.qcow2"));
     await page.waitForFunction(() => document.querySelector(".summary h1")?.textContent === "base.qcow2");
@@ -52,6 +56,8 @@ test("a backing file outside of what was given is missed in words, and everythin
   run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "../secret.qcow2", "-F", "qcow2", "alone/disk.qcow2");
   run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "/etc/passwd", "-F", "raw", "alone/absolute.qcow2", "1M");
   run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=data.raw", "alone/split.qcow2", "1M");
+  run("qemu-io", "-c", "write -P 1 1M 128k", "alone/disk.qcow2");
+  const own = { disk: { size: 16 << 20, data: 128 << 10 }, absolute: { size: 1 << 20, data: 0 }, split: { size: 1 << 20, data: 0 } };
   await withInspector(async (page) => {
     for (const [name, named, role] of [["disk", "../secret.qcow2", "backing_file"], ["absolute", "/etc/passwd", "backing_file"], ["split", "data.raw", "data_file"]]) {
       await drop(page, join(folder, "alone", `${name}.qcow2`));
@@ -63,7 +69,54 @@ test("a backing file outside of what was given is missed in words, and everythin
       await page.click("#tab-structure");
       await page.waitForSelector(".hex-byte");
       await page.click("#tab-map");
+      // The disk too, as far as this image has it: the rest is from a file that is missing.
+      await page.getByRole("button", { name: /^Disk/ }).click();
+      await page.waitForSelector("[aria-label^='Map of the disk']");
+      assert.equal(await legend(page, "backing"), role === "backing_file" ? own[name].size - own[name].data : 0, name);
+      assert.equal(await legend(page, "data"), own[name].data, name);
+      await page.getByRole("button", { name: /^File/ }).click();
     }
+  });
+});
+
+test("guest data in a file of their own: shown, edited, taken back, and saved as a second file", async () => {
+  mkdirSync(join(folder, "apart"));
+  // QEMU looks for data files where it runs.
+  const there = (at, program, ...args) => execFileSync(program, args, { cwd: at, encoding: "utf8" });
+  there(join(folder, "apart"), "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=data.raw", "disk.qcow2", "16M");
+  there(join(folder, "apart"), "qemu-io", "-c", "write -P 6 1M 2M", "disk.qcow2");
+  await withInspector(async (page) => {
+    await drop(page, join(folder, "apart"));
+    await ready(page);
+    assert.equal(await page.textContent(".summary h1"), "disk.qcow2");
+    // Where the data lie is no place of the file that is shown.
+    await page.getByRole("button", { name: /^Disk/ }).click();
+    await page.focus(".map-frame");
+    await page.keyboard.press("Home");
+    for (let step = 0; step < 16; step += 1) {
+      await page.keyboard.press("ArrowRight");
+    }
+    await page.waitForFunction(() => /Kind\s*Data/.test(document.querySelector(".details")?.textContent ?? ""));
+    assert.equal(await page.getByRole("button", { name: "Show bytes" }).count(), 0);
+    await page.click("#tab-edit");
+    assert.match(await page.textContent("#pane"), /in a file of their own, “data.raw”/);
+    const write = async (data, place) => {
+      await page.fill("pane-edit [name=offset]", place);
+      await page.fill("pane-edit [name=data]", data);
+      await page.getByRole("button", { name: "Write", exact: true }).click();
+    };
+    await write("good", "1M");
+    await page.waitForSelector(".journal li:nth-child(1)");
+    await write("oops", "2M");
+    await page.waitForSelector(".journal li:nth-child(2)");
+    await page.getByRole("button", { name: "Undo", exact: true }).click();
+    await page.waitForFunction(() => document.querySelectorAll(".journal li").length === 1);
+    const place = join(folder, "apart/saved");
+    mkdirSync(place);
+    const image = await saved(page, "Image", place);
+    await saved(page, "Data file", place);
+    there(place, "qemu-io", "-r", "-c", "read -P 0x67 1M 1", "-c", "read -P 0x64 1048579 1", "-c", "read -P 6 1048580 100k", "-c", "read -P 6 2M 1M", image);
+    there(place, "qemu-img", "check", "-q", image);
   });
 });
 
@@ -140,9 +193,14 @@ for (const format of ["luks", "aes"]) {
       };
       if (format === "luks") {
         await unlock("open barley");
-        await page.waitForSelector(".message.error");
-        assert.match(await page.textContent(".message.error"), /key|password/i);
+        // It is as it was, and the message says why.
+        await page.waitForSelector(".notice");
+        assert.match(await page.textContent(".notice"), /password is wrong/);
         await ready(page);
+        assert.equal(await page.textContent(".summary .badge"), "clean");
+        assert.equal(await page.locator(".message.error").count(), 0);
+        await page.click("#tab-partitions");
+        await page.waitForFunction(() => /partition table/.test(document.querySelector("#pane")?.textContent ?? ""));
       }
       await unlock("open sesame");
       await page.waitForSelector("form.key", { state: "detached" });

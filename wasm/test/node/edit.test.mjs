@@ -261,6 +261,24 @@ test("an external data file is read, and edited in memory", (t) => {
   image.write(MIB, new Uint8Array([1]));
   assert.deepEqual([...image.read(MIB, 2)], [1, 6]);
   assert.equal(image.analyze().data_file.file_length, bytesOf(cwd, "data.raw").length);
+  // A plan is no deed, and what is taken back is taken back in both files.
+  const checkpoint = image.checkpoint();
+  assert.equal(image.planDiscard({ offset: MIB, length: MIB }).before.data, MIB);
+  assert.deepEqual([...image.read(MIB, 2)], [1, 6]);
+  image.discard({ offset: MIB, length: 65536 });
+  image.write(2 * MIB, new Uint8Array(70_000).map((_, index) => index * 7 + 8));
+  assert.ok(image.editBytes > 70_000, `${image.editBytes}`);
+  assert.deepEqual([image.read(MIB, 1)[0], image.read(2 * MIB, 1)[0]], [0, 8]);
+  image.rollback(checkpoint);
+  assert.deepEqual([...image.read(MIB, 2), image.read(2 * MIB, 1)[0]], [1, 6, 0]);
+  // Both files are saved, and belong together.
+  image.write(3 * MIB, new Uint8Array([5]));
+  const expected = image.read(0, 4 * MIB);
+  writeFileSync(join(cwd, "disk.qcow2"), image.save());
+  writeFileSync(join(cwd, "data.raw"), image.saveDataFile());
+  assert.deepEqual(qemuBytes(cwd, "disk.qcow2"), expected);
+  run(cwd, "qemu-img check disk.qcow2");
+  assert.throws(() => Image.create(MIB).saveDataFile(), { code: "invalid_argument", message: /data file/ });
 });
 
 test("encrypted images open with their key, and are written with it", (t) => {

@@ -107,7 +107,7 @@ test("edits are kept to their limit, and the image goes on", () => {
     for (; written < 64; written += 1) {
       image.write(written * MIB, bytes);
     }
-  }, (error) => error.code === "storage" && /max_edit_bytes/.test(error.message));
+  }, (error) => error.code === "no_space" && /max_edit_bytes/.test(error.message));
   assert.ok(written >= 2 && written <= 4, `${written}`);
   assert.deepEqual(image.read(MIB, 100), bytes.slice(0, 100));
 });
@@ -329,4 +329,18 @@ test("an L2 table that every L1 entry shares costs no more than one", (t) => {
   const start = Date.now();
   lookAtAll(bytes);
   assert.ok(Date.now() - start < 60_000, `${Date.now() - start} ms`);
+});
+
+test("of an image whose backing file is missing, the map tells what the image itself holds", (t) => {
+  const cwd = folder(t);
+  run(cwd, "qemu-img create -f qcow2 gone.qcow2 8M && qemu-img create -f qcow2 -b gone.qcow2 -F qcow2 disk.qcow2");
+  run(cwd, "qemu-io -c 'write -P 1 1M 128k' -c 'write -z 2M 64k' disk.qcow2");
+  const image = Image.open(bytesOf(cwd, "disk.qcow2"), { tolerant: true });
+  assert.throws(() => image.map(), { code: "denied" });
+  const rows = image.map({ local: true });
+  assert.equal(rows.reduce((sum, { length }) => sum + length, 0), 8 * MIB);
+  const sum = (wanted) => rows.filter(wanted).reduce((all, { length }) => all + length, 0);
+  assert.equal(sum(({ present, data }) => present && data), 128 << 10);
+  assert.equal(sum(({ present, zero }) => present && zero), 64 << 10);
+  assert.ok(rows.every(({ depth }) => depth === 0));
 });

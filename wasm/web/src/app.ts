@@ -27,6 +27,7 @@ const TITLES: Readonly<Record<Pane, string>> = {
 
 const SAVES: readonly [SaveKind, string, string][] = [
   ["image", "Image", "the whole file with its edits"],
+  ["data", "Data file", "the guest's data, which are in a file of their own"],
   ["script", "Patch, shell script", "changes a copy of the file in place"],
   ["patch", "Patch, JSON", "for programs"],
   ["report", "Report", "one HTML file"],
@@ -48,6 +49,8 @@ export class Inspector extends View {
     addEventListener("dragover", this.#drag);
     addEventListener("dragleave", this.#leave);
     addEventListener("drop", this.#drop);
+    addEventListener("pointerdown", this.#outside);
+    addEventListener("focusin", this.#outside);
   }
 
   override disconnectedCallback(): void {
@@ -57,6 +60,8 @@ export class Inspector extends View {
     removeEventListener("dragover", this.#drag);
     removeEventListener("dragleave", this.#leave);
     removeEventListener("drop", this.#drop);
+    removeEventListener("pointerdown", this.#outside);
+    removeEventListener("focusin", this.#outside);
   }
 
   readonly #say = (event: Event): void => {
@@ -129,7 +134,7 @@ export class Inspector extends View {
       <div class="buttons">
         ${open ? html`
           <button type="button" ?disabled=${session.edits.length === 0 || session.busy !== undefined} @click=${() => void session.undo()} title="Undo (Ctrl+Z)">Undo</button>
-          <details class="menu" @click=${this.#menu}><summary>Save</summary><ul>${SAVES.map(([kind, title, about]) => html`<li><button type="button" @click=${() => void save(kind)}>${title} <span class="muted">${about}</span></button></li>`)}</ul></details>
+          <details class="menu" @click=${this.#menu} @keydown=${this.#menuKey}><summary>Save</summary><ul>${SAVES.filter(([kind]) => kind !== "data" || session.dataFile !== undefined).map(([kind, title, about]) => html`<li><button type="button" @click=${() => void save(kind)}>${title} <span class="muted">${about}</span></button></li>`)}</ul></details>
           <button type="button" @click=${() => this.#home()}>Open another</button>` : nothing}
         <button type="button" class="icon" aria-label="Theme: ${this.theme}" title="Theme: ${this.theme}" @click=${() => this.#turnTheme()}>${this.theme === "auto" ? "◐" : this.theme === "light" ? "☀" : "☾"}</button>
         <button type="button" class="icon" aria-label="Help" title="Help (?)" @click=${() => { this.helping = true; }}>?</button>
@@ -140,6 +145,23 @@ export class Inspector extends View {
   readonly #menu = (event: Event): void => {
     const menu = event.currentTarget as HTMLDetailsElement;
     if ((event.target as HTMLElement).closest("li") !== null) {
+      menu.open = false;
+    }
+  };
+
+  readonly #menuKey = (event: KeyboardEvent): void => {
+    const menu = event.currentTarget as HTMLDetailsElement;
+    if (event.key === "Escape" && menu.open) {
+      event.stopPropagation();
+      menu.open = false;
+      menu.querySelector("summary")?.focus();
+    }
+  };
+
+  /** What is not in the menu closes it, pressed or reached by Tab. */
+  readonly #outside = (event: Event): void => {
+    const menu = this.querySelector<HTMLDetailsElement>("details.menu[open]");
+    if (menu !== null && !(event.target instanceof Node && menu.contains(event.target))) {
       menu.open = false;
     }
   };
@@ -167,7 +189,6 @@ export class Inspector extends View {
         return html`<div class="opening" role="status"><span class="spinner" aria-hidden="true"></span> ${session.busy ?? "Opening"}…</div>`;
       case "failed":
         return html`<div class="failed" role="alert"><h1>${session.failure?.title}</h1><p>${session.failure?.why}</p>
-          ${session.failure?.code === "not_qcow2" ? html`<p class="muted">The first four bytes of a qcow2 image are <code>51 46 49 fb</code>. Raw images have no structure to be looked at.</p>` : nothing}
           <div class="buttons"><button type="button" class="primary" @click=${() => void session.close()}>Open something else</button>
             ${session.opened === undefined ? nothing : html`<button type="button" @click=${() => void session.reopen()}>Try again</button>`}</div></div>`;
       case "open":

@@ -6,11 +6,12 @@ const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] as const;
 export function bytes(count: number | bigint): string {
   let value = Number(count);
   let unit = 0;
-  while (Math.abs(value) >= 1024 && unit < UNITS.length - 1) {
+  // From there on, rounding would make 1024 of it.
+  while (value >= (Number.isInteger(value) ? 1024 : 1023.5) && unit < UNITS.length - 1) {
     value /= 1024;
     unit += 1;
   }
-  const text = Number.isInteger(value) ? String(value) : value.toPrecision(3);
+  const text = Number.isInteger(value) ? String(value) : value >= 1000 ? value.toFixed(0) : value.toPrecision(3);
   return `${text} ${UNITS[unit] ?? ""}`;
 }
 
@@ -23,6 +24,12 @@ export function hex(value: number | bigint): string {
   return `0x${value.toString(16)}`;
 }
 
+/** Words of an error as a sentence of their own. */
+export function sentence(words: string): string {
+  const first = words.charAt(0).toUpperCase();
+  return `${first}${words.slice(1)}${/[.!?]$/.test(words) ? "" : "."}`;
+}
+
 export function percent(part: number, whole: number): string {
   if (whole <= 0) {
     return "0 %";
@@ -32,9 +39,16 @@ export function percent(part: number, whole: number): string {
   return part > 0 && share < 0.01 ? "< 0.01 %" : `${share.toFixed(digits)} %`;
 }
 
-/** `snake_case` as words. */
+/** `snake_case` as words; tables keep their capital letter. */
 export function words(name: string): string {
-  return name.replaceAll("_", " ");
+  return name.replaceAll("_", " ").replace(/\bl([12])\b/g, "L$1");
+}
+
+/** Names after each other: a hostile image has tens of thousands of them, each as long as it likes. */
+export function listed(names: readonly string[], most = 20): string {
+  const short = (name: string): string => (name.length > 60 ? `${name.slice(0, 60)}…` : name);
+  const more = names.length - most;
+  return `${names.slice(0, most).map(short).join(", ")}${more > 0 ? ` and ${count(more)} more` : ""}`;
 }
 
 /** A plural: `one(1, "entry", "entries")`. */

@@ -112,18 +112,18 @@ export function hostRuns(page: ClusterMap): Runs {
   };
 }
 
-/** The disk from `first` on. `rows` are those of `qemu-img map`. */
-export function guestRuns(rows: readonly MapRun[], first: number, unit: number, size: number): Runs {
+/** The disk from `first` on. `rows` are those of `qemu-img map`, or of the image alone if its backing file is missing. */
+export function guestRuns(rows: readonly MapRun[], first: number, unit: number, size: number, { alone, apart }: { alone: boolean; apart: boolean }): Runs {
   const column = (read: (row: MapRun) => number) => Float64Array.from(rows, read);
   const last = rows.at(-1);
   const end = last === undefined ? first : last.start + last.length;
   const describe = (run: number): RunWords => {
     const row = rows[run];
     return row === undefined ? { kind: "", refcount: "", owner: "", place: "" } : {
-      kind: GUEST_KINDS[guestKind(row)]?.title ?? "",
+      kind: GUEST_KINDS[guestKind(row, alone)]?.title ?? "",
       refcount: "",
-      owner: row.depth > 0 ? `layer ${row.depth} below` : row.present ? "this image" : "nobody",
-      place: row.offset === undefined ? "" : hex(row.offset),
+      owner: row.depth > 0 ? `layer ${row.depth} below` : row.present ? "this image" : alone ? "a file that is missing" : "nobody",
+      place: row.offset === undefined ? "" : `${hex(row.offset)}${apart && row.depth === 0 ? " (data file)" : ""}`,
     };
   };
   return {
@@ -134,16 +134,17 @@ export function guestRuns(rows: readonly MapRun[], first: number, unit: number, 
     unit,
     offset: column((row) => row.start),
     length: column((row) => row.length),
-    kind: Uint8Array.from(rows, guestKind),
+    kind: Uint8Array.from(rows, (row) => guestKind(row, alone)),
     kinds: GUEST_KINDS,
     next: end < size ? end : undefined,
     describe,
-    across: (run) => (rows[run]?.depth === 0 ? rows[run]?.offset : undefined),
+    // What lies in another file has no place in this one.
+    across: (run) => (rows[run]?.depth === 0 && !apart ? rows[run]?.offset : undefined),
   };
 }
 
-function guestKind(row: MapRun): number {
-  if (row.depth > 0 && row.present) {
+function guestKind(row: MapRun, alone: boolean): number {
+  if (row.present ? row.depth > 0 : alone) {
     return 2;
   }
   if (row.data) {

@@ -1,13 +1,13 @@
 /** The report: one HTML file without scripts. Every text of the image is escaped. */
 
-import { bytes, count, hex, percent, plural, words } from "./format.ts";
+import { bytes, count, hex, listed, percent, plural, words } from "./format.ts";
 import { HOST_KINDS, kindOfClass, TITLES } from "./kinds.ts";
 import { sums } from "./model.ts";
 import type { Lazy, Session } from "./session.ts";
 
 const STYLE = `:root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse;width:100%}
-th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #8884;vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #8884;vertical-align:top}th.n,td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .bar{display:flex;height:1.6rem;border-radius:4px;overflow:hidden;margin:.5rem 0}.bar i{display:block;min-width:1px}
 code{font-family:ui-monospace,monospace}small{opacity:.75}`;
 
@@ -53,7 +53,7 @@ function facts({ facts: found }: Session): string {
     ["Version", info?.["format-specific"].data.compat ?? "–"],
     ["Features", features || "none"],
     ["Backing file", info?.["backing-filename"] ?? "none"],
-    ["Snapshots", info?.snapshots?.map((one) => one.name).join(", ") ?? "none"],
+    ["Snapshots", listed(info?.snapshots?.map((one) => one.name) ?? ["none"], 200)],
     ...(found.problem === undefined ? [] : [["Cannot be opened", found.problem.message]]),
   ]);
 }

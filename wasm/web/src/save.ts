@@ -10,7 +10,7 @@ import { download, renamed } from "./ui/download.ts";
 const MAX_PATCH = 256 * 1024 * 1024;
 const PIECE = 3 * 1024 * 1024;
 
-export type SaveKind = "image" | "patch" | "script" | "report";
+export type SaveKind = "image" | "data" | "patch" | "script" | "report";
 
 /** Makes a file and hands it to the person. */
 export async function save(kind: SaveKind): Promise<void> {
@@ -26,6 +26,10 @@ export async function save(kind: SaveKind): Promise<void> {
       const inMemory = !(opened.input instanceof Blob);
       const blob = inMemory ? new Blob([await image.save()]) : await session.engine.blob(image);
       download(session.edits.length > 0 ? renamed(name, "-edited.qcow2") : name, blob);
+      // The guest's data may be in the other file.
+      session.saved = session.dataFile === undefined;
+    } else if (kind === "data") {
+      download(session.dataFile ?? "data.raw", new Blob([await image.saveDataFile()]));
       session.saved = true;
     } else if (kind === "report") {
       for (const report of ["analysis", "check", "partitions", "host"] as const) {

@@ -139,6 +139,16 @@ export class Session extends EventTarget {
     return !this.dirty || confirm("The edits are not saved. Lose them?");
   }
 
+  /** A backing file is missing: of the disk only what the image itself holds is known. */
+  get alone(): boolean {
+    return this.missing.some((one) => one.role === "backing_file");
+  }
+
+  /** The file beside the image that holds the guest's data, if there is one. */
+  get dataFile(): string | undefined {
+    return this.facts?.info?.["format-specific"].data["data-file"];
+  }
+
   /** What is under way that a person may want to end. */
   get work(): string | undefined {
     const loading = (Object.keys(this.reports) as ReportName[]).find((name) => this.reports[name].state === "loading");
@@ -178,6 +188,23 @@ export class Session extends EventTarget {
     this.busy = undefined;
     this.changed();
     void this.#readAll();
+  }
+
+  /** Opens an encrypted image with its password; with a wrong one it stays as it was, and that is told. */
+  async unlock(key: string): Promise<void> {
+    const { opened } = this;
+    if (opened === undefined) {
+      return;
+    }
+    const { key: _none, ...locked } = opened;
+    const { pane, place } = this;
+    await this.open({ ...locked, key });
+    if (this.facts?.problem?.code === "wrong_key") {
+      await this.open(locked);
+      this.notice = "The password is wrong: it opens none of the image's keys.";
+      this.say(this.notice);
+    }
+    this.goTo(place.side, place.offset, pane);
   }
 
   /** What is always in sight, one after the other, unless it is stopped. */
@@ -317,8 +344,8 @@ export class Session extends EventTarget {
         return hostRuns(await image.clusters({ host_offset: this.parts.host.at(-1) ?? 0, max_rows: MAX_ROWS.host, progress }));
       case "guest": {
         const offset = this.parts.guest.at(-1) ?? 0;
-        const rows = await image.map({ offset, max_rows: MAX_ROWS.guest });
-        return guestRuns(rows, offset, this.facts?.clusterSize || 65536, this.facts?.virtualSize ?? 0);
+        const rows = await image.map({ offset, max_rows: MAX_ROWS.guest, local: this.alone });
+        return guestRuns(rows, offset, this.facts?.clusterSize || 65536, this.facts?.virtualSize ?? 0, { alone: this.alone, apart: this.dataFile !== undefined });
       }
       case "analysis":
         return image.analyze({ progress });
@@ -345,9 +372,10 @@ export class Session extends EventTarget {
       this.busy = `${title}, ${percent(part, 1)}`;
       this.changed();
     });
-    const checkpoint = await image.checkpoint();
+    let checkpoint: number | undefined;
     let done = false;
     try {
+      checkpoint = await image.checkpoint();
       await change(image, progress);
       await image.flush();
       this.edits.push({ title, checkpoint });
@@ -360,8 +388,10 @@ export class Session extends EventTarget {
       this.notice = "";
       done = true;
     } catch (error) {
-      await image.rollback(checkpoint).catch(() => undefined);
-      await image.dropCheckpoint(checkpoint).catch(() => undefined);
+      if (checkpoint !== undefined) {
+        await image.rollback(checkpoint).catch(() => undefined);
+        await image.dropCheckpoint(checkpoint).catch(() => undefined);
+      }
       if (this.image !== image) {
         return false;
       }

@@ -2,7 +2,7 @@
 
 import { html, LitElement, nothing } from "lit";
 import type { TemplateResult } from "lit";
-import { percent } from "./format.ts";
+import { percent, sentence } from "./format.ts";
 import { session } from "./session.ts";
 import type { Lazy } from "./session.ts";
 
@@ -32,7 +32,7 @@ export function whenReady<T>(report: Lazy<T>, what: string, show: (value: T) => 
     case "ready":
       return show(report.value);
     case "failed":
-      return html`<div class="message error" role="status"><strong>No ${what}.</strong> ${report.why}
+      return html`<div class="message error" role="status"><strong>The ${what} cannot be shown.</strong> ${sentence(report.why)}
         <button type="button" class="small" @click=${() => void session.again(report)}>Try again</button></div>`;
     case "loading":
       return html`<div class="message" role="status">Reading the ${what}… ${report.done > 0 ? percent(report.done, 1) : nothing}</div>`;

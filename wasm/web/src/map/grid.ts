@@ -4,7 +4,7 @@ import { runAt } from "../model.ts";
 import type { Runs } from "../model.ts";
 
 /** Sizes of a cell on the screen, in pixels. */
-const SIZES = [9, 12, 16, 22, 30] as const;
+const SIZES = [9, 12, 16, 22, 30, 44, 64] as const;
 const SMALLEST = SIZES[0];
 
 export interface Grid {

@@ -306,11 +306,17 @@ export class QcowMap extends LitElement {
   };
 
   readonly #wheel = (event: WheelEvent): void => {
-    event.preventDefault();
     if (event.ctrlKey || event.metaKey) {
+      event.preventDefault();
       this.#zoom(event.deltaY < 0);
-    } else {
-      this.top += Math.sign(event.deltaY) * Math.max(1, Math.round(Math.abs(event.deltaY) / this.view.size / 2));
+      return;
+    }
+    const rows = Math.sign(event.deltaY) * Math.max(1, Math.round(Math.abs(event.deltaY) / this.view.size / 2));
+    const top = Math.max(0, Math.min(this.top + rows, (this.#grid?.rows ?? 0) - this.#shownRows));
+    // Where the map ends, the page goes on.
+    if (top !== this.top) {
+      event.preventDefault();
+      this.top = top;
     }
   };
 

@@ -26,6 +26,9 @@ const STATES: readonly (keyof StateBytes)[] = ["data", "compressed", "zero_retai
 /** Guest ranges of a selection of the file at most. */
 const MAX_RANGES = 10_000;
 
+/** Snapshots that are listed at first, and that each "more" adds: there may be 65,535. */
+const ROWS = 100;
+
 type Planned = { report: DiscardReport } | { why: string };
 
 @customElement("pane-edit")
@@ -33,6 +36,7 @@ export class EditPane extends View {
   @state() private plans: readonly Planned[] | undefined;
   @state() private wrong = "";
   @state() private fillWith: "text" | "hex" | "repeat" = "text";
+  @state() private rows = ROWS;
   #asked = "";
 
   protected override willUpdate(): void {
@@ -105,7 +109,8 @@ export class EditPane extends View {
     const { facts, busy } = this.session;
     const ready = busy === undefined && facts?.readOnly === false && facts.problem === undefined;
     return html`<div class="scroll-pane edit-pane">
-      ${facts?.problem === undefined ? nothing : html`<p class="message error">The disk cannot be edited: ${facts.problem.message}. A repair may help (Check).</p>`}
+      ${facts?.problem === undefined ? nothing : html`<p class="message error">The disk cannot be edited: ${facts.problem.message}. ${facts.problem.code === "corrupt" ? "A repair may help (Check)." : nothing}</p>`}
+      ${this.session.dataFile === undefined ? nothing : html`<p class="message">The guest's data are in a file of their own, “${this.session.dataFile}”. Save both, the image and the data file: neither holds the edits alone, and patches are those of the image.</p>`}
       <div class="columns">
         <div>${this.#selection(ready)}${this.#discard(ready)}${this.#write(ready)}</div>
         <div>${this.#journal(busy === undefined)}${this.#snapshots(ready)}${this.#resize(ready)}</div>
@@ -234,9 +239,11 @@ export class EditPane extends View {
       ${snapshots.state === "failed" ? html`<p class="error-text">${snapshots.why}</p>` : nothing}
       ${list.length === 0 ? html`<p class="muted">No internal snapshots.</p>` : html`<table class="data"><caption class="sr">Snapshots</caption>
         <thead><tr><th scope="col">ID</th><th scope="col">Name</th><th scope="col">Taken</th><th scope="col" class="numeric">VM state</th><th scope="col">Do</th></tr></thead>
-        <tbody>${list.map((one) => html`<tr><td>${one.id}</td><td>${one.name}</td><td>${new Date(one["date-sec"] * 1000).toISOString().slice(0, 16).replace("T", " ")}</td><td class="numeric">${bytes(one["vm-state-size"])}</td>
+        <tbody>${list.slice(0, this.rows).map((one) => html`<tr><td>${one.id}</td><td>${one.name}</td><td>${new Date(one["date-sec"] * 1000).toISOString().slice(0, 16).replace("T", " ")}</td><td class="numeric">${bytes(one["vm-state-size"])}</td>
           <td><button type="button" class="link" ?disabled=${!ready} @click=${() => void this.session.edit(`return to snapshot ${one.name}`, (image) => image.applySnapshot(one.id))}>apply</button>
-          <button type="button" class="link" ?disabled=${!ready} @click=${() => void this.session.edit(`deletion of snapshot ${one.name}`, (image) => image.deleteSnapshot(one.id))}>delete</button></td></tr>`)}</tbody></table>`}
+          <button type="button" class="link" ?disabled=${!ready} @click=${() => void this.session.edit(`deletion of snapshot ${one.name}`, (image) => image.deleteSnapshot(one.id))}>delete</button></td></tr>`)}</tbody></table>
+        ${list.length > this.rows ? html`<div class="line"><span class="muted">${plural(list.length - this.rows, "snapshot")} more.</span>
+          <button type="button" class="small" @click=${() => { this.rows += ROWS; }}>Show more</button></div>` : nothing}`}
       <form class="line" @submit=${this.#take}><label>Name <input name="name" size="16" required></label><button type="submit" ?disabled=${!ready}>Take a snapshot</button></form></section>`;
   }
 

@@ -50,9 +50,9 @@ export class LayoutPane extends View {
   }
 
   #table(title: string, rows: readonly Row[]): unknown {
-    return html`<section><h2>${title}</h2><table class="data formulas"><caption class="sr">${title}</caption>
+    return html`<section><h2>${title}</h2><div class="wide" tabindex="0" role="group" aria-label=${title}><table class="data formulas"><caption class="sr">${title}</caption>
       <thead class="sr"><tr><th scope="col">Number</th><th scope="col">Value</th><th scope="col">Formula</th></tr></thead>
-      <tbody>${rows.map(([name, value, formula]) => html`<tr><th scope="row">${name}</th><td class="numeric">${value}</td><td class="formula">${formula}</td></tr>`)}</tbody></table></section>`;
+      <tbody>${rows.map(([name, value, formula]) => html`<tr><th scope="row">${name}</th><td class="numeric">${value}</td><td class="formula">${formula}</td></tr>`)}</tbody></table></div></section>`;
   }
 
   #distributions(rows: readonly (readonly [string, Distribution, string])[]): unknown {
@@ -71,7 +71,8 @@ export class LayoutPane extends View {
       return html`<section><h2>Free space</h2><p class="muted">No gaps inside the file.</p></section>`;
     }
     const most = Math.max(...histogram.map((bucket) => bucket.bytes));
-    const wide = 1000 / histogram.length;
+    // Few gaps are narrow bars, not blocks.
+    const wide = 1000 / Math.max(12, histogram.length);
     return html`<section><h2>Free space by size of the gap</h2>
       <svg class="histogram" viewBox="0 0 1000 120" preserveAspectRatio="none" role="img" aria-label="Free bytes by size of the gap; the table below has the numbers">
         ${histogram.map((bucket, index) => svg`<rect x=${index * wide + 2} width=${Math.max(1, wide - 4)} y=${118 - (116 * bucket.bytes) / most} height=${Math.max(2, (116 * bucket.bytes) / most)}></rect>`)}

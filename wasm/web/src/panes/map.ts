@@ -184,13 +184,14 @@ export class MapPane extends View {
     return html`<h3>The way of this byte</h3>
       <ol class="way">${layers.map((layer) => "error" in layer ? html`<li class="error-text">${layer.error}</li>` : html`<li>
         <strong>${layer.value.depth === 0 ? "This image" : `Layer ${layer.value.depth}`}</strong> <span class="muted">${layer.value.format}, ${bytes(layer.value.virtual_size)}</span>
-        ${layer.value.entries === null ? nothing : this.#entries(layer.value.entries)}
+        ${layer.value.entries === null ? nothing : this.#entries(layer.value.entries, layer.value.depth)}
         <div>${words(layer.value.resolution.kind)}${"host_offset" in layer.value.resolution ? html` at <code>${hex(layer.value.resolution.host_offset)}</code>` : nothing}</div>
       </li>`)}</ol>`;
   }
 
-  #entries(path: GuestPath): unknown {
-    const link = (at: number | bigint) => html`<button type="button" class="link" @click=${() => this.session.goTo("host", Number(at), "structure")}>${hex(at)}</button>`;
+  #entries(path: GuestPath, depth: number): unknown {
+    // Only the bytes of this image's file are shown: tables of the layers below lie in other files.
+    const link = (at: number | bigint) => depth > 0 ? html`<code>${hex(at)}</code>` : html`<button type="button" class="link" @click=${() => this.session.goTo("host", Number(at), "structure")}>${hex(at)}</button>`;
     return html`<div>L1 entry at ${link(path.l1_entry_offset)}</div>
       ${path.l2_entry_offset === null ? nothing : html`<div>L2 entry at ${link(path.l2_entry_offset)}${path.l2 !== null && "value" in path.l2 ? html`: ${words(path.l2.value.kind)}${path.l2.value.copied ? ", COPIED" : ""}` : nothing}</div>`}
       ${path.host_refcount !== null && "value" in path.host_refcount ? html`<div>refcount ${path.host_refcount.value}</div>` : nothing}`;

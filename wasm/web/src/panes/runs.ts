@@ -64,7 +64,7 @@ export class RunsPane extends View {
       ...(runs.side === "host" ? [
         { title: "Refcount", width: "minmax(4.5rem, .6fr)", text: (row: number) => runs.describe(row).refcount, order: (row: number) => Number(runs.describe(row).refcount) || 0, numeric: true },
       ] : []),
-      { title: runs.side === "host" ? "Owner" : "From", width: "minmax(9rem, 2fr)", text: (row) => runs.describe(row).owner, order: (row) => runs.describe(row).owner },
+      { title: runs.side === "host" ? "Owner" : "From", width: "minmax(9rem, 3fr)", text: (row) => runs.describe(row).owner, order: (row) => runs.describe(row).owner },
       { title: runs.side === "host" ? "Guest offset" : "File offset", width: "minmax(7rem, 1fr)", text: (row) => html`<code>${runs.describe(row).place}</code>`, order: (row) => runs.across(row) ?? -1, numeric: true },
     ];
     const free = runs.kinds.findIndex((kind) => kind.key === "free");
@@ -106,7 +106,7 @@ export class RunsPane extends View {
         const across = runs.side === "host" ? "guest_offset" : "host_offset";
         download(renamed(name, `-${part}.csv`), csv(["offset", "length", "kind", "refcount", "owner", across], rows), "text/csv");
       } else {
-        const rows = this.what === "guest" ? await image.map({ offset: runs.first, length: runs.total })
+        const rows = this.what === "guest" ? await image.map({ offset: runs.first, length: runs.total, local: this.session.alone })
           : await image.clusterRuns({ host_offset: runs.first, length: runs.total });
         const chosen = this.what === "gaps" ? (rows as { class?: string }[]).filter((row) => row.class === "free" || row.class === "beyond_last_used") : rows;
         download(renamed(name, `-${part}.json`), json(chosen), "application/json");

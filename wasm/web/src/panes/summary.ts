@@ -2,8 +2,8 @@
 
 import { html, nothing, svg } from "lit";
 import { customElement } from "lit/decorators.js";
-import type { Analysis, Ledger, Reference } from "qcowkit/client";
-import { bytes, percent, plural } from "../format.ts";
+import type { Analysis, Ledger, QcowError, Reference } from "qcowkit/client";
+import { bytes, listed, percent, plural, sentence } from "../format.ts";
 import { HOST_KINDS, kindOfClass, TITLES } from "../kinds.ts";
 import type { Facts, Input } from "../session.ts";
 import { View } from "../view.ts";
@@ -36,16 +36,16 @@ export class Summary extends View {
         ${edits.length > 0 ? html`<span class="chip accent">${plural(edits.length, "edit")} in memory</span>` : nothing}
         <div class="chips">${this.#chips(facts)}</div>
       </div>
-      ${facts.problem === undefined ? nothing : html`<p class="message error" role="alert"><strong>This image cannot be opened as a disk.</strong> ${facts.problem.message}. What can be shown is shown; Check may be able to repair it.</p>`}
+      ${facts.problem === undefined ? nothing : html`<p class="message error" role="alert"><strong>This image cannot be opened as a disk.</strong> ${sentence(facts.problem.message)} ${whatNow(facts.problem)}</p>`}
       ${this.session.missing.map((one) => missing(one, opened))}
       ${this.#key(facts)}
       <dl class="numbers">
-        ${number("Disk", bytes(facts.virtualSize), facts.virtualSize)}
+        ${number("Disk", facts.virtualSize === 0 && facts.problem !== undefined ? "–" : bytes(facts.virtualSize), facts.virtualSize)}
         ${number("File", bytes(facts.fileLength), facts.fileLength)}
-        ${number("Clusters", bytes(facts.clusterSize), facts.clusterSize)}
+        ${number("Clusters", facts.clusterSize === 0 ? "–" : bytes(facts.clusterSize), facts.clusterSize)}
         ${analysis === undefined ? nothing : totals(analysis).map(([name, value]) => number(name, bytes(value), value))}
       </dl>
-      ${analysis === undefined ? (reports.analysis.state === "failed" ? html`<p class="message">No space ledger: ${reports.analysis.why}</p>` : html`<div class="ledger-wait" aria-hidden="true"></div>`) : ledger(analysis.ledger)}
+      ${analysis === undefined ? (reports.analysis.state === "failed" ? html`<p class="message">The space ledger cannot be shown. ${sentence(reports.analysis.why)}</p>` : html`<div class="ledger-wait" aria-hidden="true"></div>`) : ledger(analysis.ledger)}
       ${analysis?.data_file ? html`<h3>External data file</h3>${ledger(analysis.data_file)}` : nothing}
     </section>`;
   }
@@ -69,8 +69,8 @@ export class Summary extends View {
       ${data === undefined ? nothing : html`${chip(`version ${data.compat === "1.1" ? 3 : 2}`, `compat=${data.compat}`)}${chip(`${data["refcount-bits"]}-bit refcounts`, "How many users a cluster can have.")}${chip(data["compression-type"], "How compressed clusters are packed.")}`}
       ${facts.info?.encrypted === true ? chip(`encrypted, ${data?.encrypt?.format ?? ""}`, "Guest data need the password; everything else is shown without it.", "accent") : nothing}
       ${features.map((feature) => chip(feature.name, FEATURE_HELP[feature.name] ?? `${feature.kind} feature, bit ${feature.bit}${feature.known ? "" : ": not known here"}`, feature.known ? "" : "bad"))}
-      ${facts.info?.snapshots === undefined ? nothing : chip(plural(facts.info.snapshots.length, "snapshot"), facts.info.snapshots.map((one) => one.name).join(", "))}
-      ${data?.bitmaps === undefined ? nothing : chip(plural(data.bitmaps.length, "bitmap"), data.bitmaps.map((one) => one.name).join(", "))}
+      ${facts.info?.snapshots === undefined ? nothing : chip(plural(facts.info.snapshots.length, "snapshot"), listed(facts.info.snapshots.map((one) => one.name)))}
+      ${data?.bitmaps === undefined ? nothing : chip(plural(data.bitmaps.length, "bitmap"), listed(data.bitmaps.map((one) => one.name)))}
       ${facts.info?.["backing-filename"] === undefined ? nothing : chip(`on ${facts.info["backing-filename"]}`, "The backing file: drop the folder that has both to read through it. Nothing that an image names is opened by itself.")}`;
   }
 
@@ -85,11 +85,23 @@ export class Summary extends View {
       event.preventDefault();
       const key = String(new FormData(event.target as HTMLFormElement).get("key"));
       if (this.session.mayLeave()) {
-        void this.session.open({ ...opened, key });
+        void this.session.unlock(key);
       }
     };
     return html`<form class="line key" @submit=${open}><label>Password <input type="password" name="key" required autocomplete="off"></label><button type="submit">Unlock</button>
       <span class="muted">Needed to read and write guest data; it stays in this page.</span></form>`;
+  }
+}
+
+/** What is left to do with an image that cannot be opened as a disk. */
+function whatNow(problem: QcowError): unknown {
+  switch (problem.code) {
+    case "not_qcow2":
+      return html`The first four bytes of a qcow2 image are <code>51 46 49 fb</code>; raw images have no structure to be looked at.`;
+    case "corrupt":
+      return "What can be shown is shown; Check may be able to repair it.";
+    default:
+      return "What can be shown is shown.";
   }
 }
 
