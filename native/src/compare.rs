@@ -14,7 +14,8 @@ use qcowkit_core::zeros::is_zero;
 
 /// Bytes of each disk that are read as one.
 const CHUNK_BYTES: u64 = 1 << 20;
-/// One question to a disk covers no more, so that progress can be told.
+/// The first question to a disk covers no more, so that progress can be told. Where the answer is one extent the next covers
+/// twice as much: a disk can claim exabytes of nothing.
 const QUESTION_BYTES: u64 = 4 << 30;
 /// Chunks that are decided on before they are compared.
 const BATCH_CHUNKS: usize = 512;
@@ -102,7 +103,7 @@ pub fn compare(
         return Ok(Comparison::Size);
     }
     let total = a.virtual_size().max(b.virtual_size());
-    let mut planner = Planner { total, strict, at: 0, known: [None, None] };
+    let mut planner = Planner { total, strict, at: 0, known: [None, None], question: QUESTION_BYTES };
     let mut done = 0;
     while done < total {
         if progress(done, total).is_break() {
@@ -137,6 +138,8 @@ struct Planner {
     at: u64,
     /// What is known of each disk: the extent that `at` lies in.
     known: [Option<Extent>; 2],
+    /// Bytes of the next question.
+    question: u64,
 }
 
 impl Planner {
@@ -177,7 +180,12 @@ impl Planner {
         }
         let size = disk.virtual_size();
         let extent = if self.at < size {
-            disk.next_extent(self.at, (size - self.at).min(QUESTION_BYTES))?
+            let extent = disk.next_extent(self.at, (size - self.at).min(self.question))?;
+            self.question = match extent.length == self.question && extent.is_zero() {
+                true => self.question.saturating_mul(2),
+                false => QUESTION_BYTES,
+            };
+            extent
         } else {
             let length = self.total - self.at;
             Extent { guest_offset: self.at, length, depth: 0, content: Content::Unallocated }

@@ -13,6 +13,10 @@ pub const MAX_HEADER_EXTENSIONS: usize = 1024;
 pub const MAX_FEATURE_NAMES: usize = 1024;
 /// Bytes of the largest L1 table that QEMU opens (32 MiB).
 pub const MAX_L1_BYTES: u64 = 32 << 20;
+/// Entries of L2 tables that an L1 table leads to once more than once. Each table has an L1 entry of its own, so a file of
+/// a few clusters could otherwise claim 2^42 mapped clusters, and whoever goes through the disk would never end. Those
+/// that a damaged table may repeat are far fewer.
+pub const MAX_REPEATED_L2_ENTRIES: u64 = 1 << 27;
 /// Bytes of the largest refcount table that QEMU opens (8 MiB).
 pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 /// Snapshots in one image (QEMU's limit).

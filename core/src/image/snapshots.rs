@@ -23,7 +23,7 @@ use super::Image;
 use crate::error::{Error, ErrorKind, Result, Structure};
 use crate::format::{Geometry, HeaderArea, HostOffset, MAX_L1_BYTES, MAX_VIRTUAL_SIZE, Snapshot};
 use crate::metadata::{
-    ActiveTable, DiscardType, Quarantined, Run, Touch, read_l1, read_snapshot_table, read_snapshots,
+    ActiveTable, DiscardType, Quarantined, Run, Touch, read_l1, read_snapshot_table, read_snapshots, refuse_repeats,
 };
 use crate::storage::{ReadStorage, Storage};
 
@@ -356,7 +356,9 @@ pub(super) fn view<S: ReadStorage>(
 /// The L1 table of a snapshot.
 fn snapshot_l1<S: ReadStorage>(snapshot: &Snapshot, geometry: &Geometry, storage: &S) -> Result<Vec<u64>> {
     refuse_misplaced(snapshot, geometry)?;
-    read_l1(storage, snapshot.l1_table_offset, snapshot.l1_size)
+    let l1 = read_l1(storage, snapshot.l1_table_offset, snapshot.l1_size)?;
+    refuse_repeats(&l1, geometry)?;
+    Ok(l1)
 }
 
 /// Refuses an L1 table that cannot be one. (How long it may be is checked where it is read.)

@@ -30,7 +30,9 @@ use alloc::vec::Vec;
 use byteorder::{BigEndian, ByteOrder};
 
 use crate::error::{Error, ErrorKind, Result, Structure};
-use crate::format::{Geometry, GuestCluster, HeaderArea, HostCluster, HostOffset, HostRef, L1Entry, L2Entry};
+use crate::format::{
+    Geometry, GuestCluster, HeaderArea, HostCluster, HostOffset, HostRef, L1Entry, L2Entry, MAX_REPEATED_L2_ENTRIES,
+};
 use crate::storage::{ReadStorage, Storage};
 
 pub use allocate::AllocationPolicy;
@@ -124,6 +126,7 @@ impl Metadata {
         options: MetadataOptions,
     ) -> Result<Self> {
         let l1 = read_l1(storage, header.header.l1_table_offset, header.header.l1_size)?;
+        refuse_repeats(&l1, &geometry)?;
         let refcounts = Refcounts::load(
             storage,
             geometry,
@@ -510,6 +513,26 @@ impl Metadata {
     pub(crate) fn publish_size(&mut self) {
         self.header_mut().header.virtual_size = self.geometry.virtual_size();
     }
+}
+
+/// Refuses a table that names few L2 tables very often: see [`MAX_REPEATED_L2_ENTRIES`].
+pub(crate) fn refuse_repeats(l1: &[u64], geometry: &Geometry) -> Result<()> {
+    let entries = |tables: usize| u64::try_from(tables).unwrap_or(u64::MAX).saturating_mul(geometry.l2_entries());
+    let table = |&raw: &u64| L1Entry::decode(raw, geometry).ok().and_then(|entry| entry.table());
+    // Below the limit if all were the same: nothing to be sorted, as for any disk of an ordinary size.
+    if entries(l1.iter().filter(|&&raw| raw != 0).count()) <= MAX_REPEATED_L2_ENTRIES {
+        return Ok(());
+    }
+    let mut tables: Vec<HostOffset> = l1.iter().filter_map(table).map(|table| table.offset).collect();
+    tables.sort_unstable();
+    let all = tables.len();
+    tables.dedup();
+    let repeated = all.saturating_sub(tables.len());
+    if entries(repeated) > MAX_REPEATED_L2_ENTRIES {
+        let what = alloc::format!("{repeated} L1 entries lead to L2 tables that others lead to already");
+        return Err(Error::new(ErrorKind::Limit(what)).in_structure(Structure::L1Table));
+    }
+    Ok(())
 }
 
 pub(crate) fn read_l1(storage: &impl ReadStorage, offset: u64, entries: u32) -> Result<Vec<u64>> {

@@ -434,6 +434,12 @@ impl Refcounts {
         Ok(first)
     }
 
+    /// The last index that can have a block, in the table or waiting to get into it.
+    fn last_index(&self) -> u64 {
+        let waiting = self.blocks.last_key_value().map_or(0, |(&index, _)| index);
+        waiting.max(u64::try_from(self.table.len()).unwrap_or(u64::MAX))
+    }
+
     /// How many clusters from `first` on are free, counted up to `most`.
     pub(crate) fn free_length(&mut self, storage: &impl Storage, first: HostCluster, most: u64) -> Result<u64> {
         let mut length = 0u64;
@@ -442,7 +448,12 @@ impl Refcounts {
             let within = self.geometry.refcount_block_index(cluster);
             let rest = self.geometry.refcount_block_entries().saturating_sub(within);
             let order = self.geometry.refcount_order();
-            let free = match self.block(storage, self.geometry.refcount_table_index(cluster))? {
+            let index = self.geometry.refcount_table_index(cluster);
+            if index > self.last_index() {
+                // However long the file says it is: nothing is counted behind the table.
+                return Ok(most);
+            }
+            let free = match self.block(storage, index)? {
                 None => rest,
                 Some(block) => run_of(&block.bytes, within, order, rest.min(most.saturating_sub(length)), true),
             };

@@ -13,6 +13,7 @@ mod progress;
 mod secrets;
 mod shell;
 mod snapshot_param;
+mod terminal;
 mod verbs;
 
 // Also for other wrappings than this one.
@@ -38,7 +39,10 @@ const BROKEN_PIPE: u8 = 128 + 13;
 pub fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
     let personality = words.first().map_or(Personality::Own, |program| Personality::of(program));
-    let mut out = BufWriter::with_capacity(1 << 16, std::io::stdout().lock());
+    #[cfg(all(feature = "fuse", target_os = "linux"))]
+    bear_file_limits();
+    let out = terminal::Plain::new(std::io::stdout().lock(), personality.is_own());
+    let mut out = BufWriter::with_capacity(1 << 16, out);
     let ended = run(&words, personality, &mut out);
     let ended = match (out.flush(), ended) {
         (Err(error), Ok(_)) => Err(error.into()),
@@ -54,6 +58,14 @@ pub fn main() -> ExitCode {
     })
 }
 
+/// A file that may not become larger (`ulimit -f`) is an error that says so, not the end by a signal.
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+fn bear_file_limits() {
+    let flag = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    // Where the system refuses a handler the signal stays what it was.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, flag);
+}
+
 /// The verb as it was typed, for messages about arguments that could not be parsed.
 fn verb_word(words: &[OsString]) -> &str {
     words.iter().skip(1).filter_map(|word| word.to_str()).find(|word| !word.starts_with('-')).unwrap_or_default()
@@ -65,7 +77,8 @@ fn complain(failure: &Failure, personality: Personality, verb: &str) {
         return;
     }
     let name = personality.name();
-    eprintln!("{name}: {}", failure.message);
+    let message = if personality.is_own() { terminal::plain(&failure.message) } else { failure.message.clone() };
+    eprintln!("{name}: {message}");
     if failure.usage {
         match personality {
             Personality::QemuIo => eprintln!("Try '{name} --help' for more info"),

@@ -5,6 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use super::bits::DirtyBits;
+use super::load::unique_names;
 use super::store::{self, Change};
 use super::{find, is_broken, problem_of};
 use crate::error::{Error, ErrorKind, Result, Structure};
@@ -210,13 +211,10 @@ impl<S: Storage> Image<S> {
     /// The bitmaps that cannot be used, by index.
     fn broken_entries(&self, entries: &[BitmapEntry], in_use: bool) -> Result<Vec<(usize, DroppedBitmap)>> {
         let mut found = Vec::new();
-        for (index, entry) in entries.iter().enumerate() {
+        for (index, (entry, unique)) in entries.iter().zip(unique_names(entries)).enumerate() {
             let unsaved = entry.flags.in_use();
             // Its rules hold also for one that was not saved.
-            let judged: Vec<BitmapEntry> = entries
-                .iter()
-                .map(|entry| BitmapEntry { flags: entry.flags.without(BitmapFlags::IN_USE), ..entry.clone() })
-                .collect();
+            let judged = BitmapEntry { flags: entry.flags.without(BitmapFlags::IN_USE), ..entry.clone() };
             let rules = entry.what_is_wrong(self.geometry());
             let problem = match (rules, unsaved) {
                 (None, true) => match self.bitmap_table(entry) {
@@ -225,7 +223,7 @@ impl<S: Storage> Image<S> {
                     Err(error) if is_broken(&error) => Some((problem_of(&error), true)),
                     Err(error) => return Err(error),
                 },
-                (_, _) => match self.load_bits(&judged, index) {
+                (_, _) => match self.load_entry(&judged, index, unique) {
                     Ok(_) => None,
                     Err(error) if is_broken(&error) => Some((problem_of(&error), true)),
                     Err(error) => return Err(error),

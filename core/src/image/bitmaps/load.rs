@@ -1,5 +1,6 @@
 //! Reading the directory, tables and data of bitmaps.
 
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -9,7 +10,7 @@ use byteorder::{BigEndian, ByteOrder};
 use super::MAX_BITMAP_MEMORY;
 use super::bits::{ClusterBits, DirtyBits};
 use crate::error::{Error, ErrorKind, Result, Structure};
-use crate::format::{BitmapEntry, BitmapTableEntry, Geometry, HeaderArea};
+use crate::format::{BitmapEntry, BitmapTableEntry, Geometry, HeaderArea, Name};
 use crate::image::Image;
 use crate::storage::{ReadStorage, Storage};
 
@@ -43,12 +44,19 @@ impl<S: Storage> Image<S> {
     /// shares its name with another.
     pub(super) fn load_bits(&self, entries: &[BitmapEntry], index: usize) -> Result<DirtyBits> {
         let Some(entry) = entries.get(index) else { return Err(Error::invalid("no such bitmap")) };
+        let unique = entries.iter().filter(|other| other.name == entry.name).count() == 1;
+        self.load_entry(entry, index, unique)
+    }
+
+    /// The same for callers that go through all bitmaps, and know from [`unique_names`] which names are unique: a
+    /// directory has up to 65,535 entries, and not each can be compared with each.
+    pub(super) fn load_entry(&self, entry: &BitmapEntry, index: usize, unique: bool) -> Result<DirtyBits> {
         let geometry = self.geometry();
         let broken = |what: &str| Err(Error::corrupt(Structure::BitmapDirectory, what).at_index(position(index)));
         if let Some(what) = entry.what_is_wrong(geometry) {
             return broken(what);
         }
-        if entries.iter().filter(|other| other.name == entry.name).count() > 1 {
+        if !unique {
             return broken("two bitmaps of one name");
         }
         if entry.flags.in_use() {
@@ -95,6 +103,16 @@ impl<S: Storage> Image<S> {
         };
         (0..).zip(raw.as_chunks::<8>().0).map(decode).collect()
     }
+}
+
+/// For each entry, whether no other has its name.
+pub(super) fn unique_names(entries: &[BitmapEntry]) -> Vec<bool> {
+    let mut counts: BTreeMap<&Name, usize> = BTreeMap::new();
+    for entry in entries {
+        let count = counts.entry(&entry.name).or_default();
+        *count = count.saturating_add(1);
+    }
+    entries.iter().map(|entry| counts.get(&entry.name) == Some(&1)).collect()
 }
 
 fn position(index: usize) -> u64 {

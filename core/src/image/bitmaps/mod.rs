@@ -15,11 +15,12 @@ mod store;
 #[cfg(test)]
 mod tests;
 
+use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use super::Image;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Structure};
 use crate::format::{BitmapEntry, BitmapFlags};
 use crate::storage::Storage;
 
@@ -78,12 +79,18 @@ impl<S: Storage> Image<S> {
     /// A directory that breaks the rules of the format: see [`Image::drop_broken_bitmaps`]. A storage that fails.
     pub fn bitmaps(&self) -> Result<Vec<BitmapSummary>> {
         let entries = self.bitmap_entries()?;
-        let summary = |index: usize| -> Result<BitmapSummary> {
-            let entry = entries.get(index).ok_or_else(|| Error::invalid("no such bitmap"))?;
-            let tracked = self.recorder.tracked.iter().find(|tracked| tracked.index == index);
+        let tracked: BTreeMap<usize, &Tracked> =
+            self.recorder.tracked.iter().map(|tracked| (tracked.index, tracked)).collect();
+        let unique = load::unique_names(&entries);
+        let summary = |(index, (entry, unique)): (usize, (&BitmapEntry, bool))| -> Result<BitmapSummary> {
+            let tracked = tracked.get(&index);
             let in_use = entry.flags.in_use() && tracked.is_none();
-            let (problem, dirty_bytes) = match self.bits_of(&entries, index) {
-                Ok(bits) => (None, Some(bits.dirty_bytes())),
+            let dirty = match tracked {
+                Some(tracked) => Ok(tracked.bits.dirty_bytes()),
+                None => self.load_entry(entry, index, unique).map(|bits| bits.dirty_bytes()),
+            };
+            let (problem, dirty_bytes) = match dirty {
+                Ok(bytes) => (None, Some(bytes)),
                 Err(error) if is_broken(&error) => (Some(problem_of(&error)), None),
                 Err(error) => return Err(error),
             };
@@ -96,7 +103,7 @@ impl<S: Storage> Image<S> {
                 dirty_bytes,
             })
         };
-        (0..entries.len()).map(summary).collect()
+        entries.iter().zip(unique).enumerate().map(summary).collect()
     }
 
     /// The bits of one bitmap.
@@ -197,26 +204,26 @@ impl<S: Storage> Image<S> {
         read_directory(self.header(), self.geometry(), &self.storage)
     }
 
-    /// The bits of the bitmap at `index`: those in memory, if they are there.
-    fn bits_of(&self, entries: &[BitmapEntry], index: usize) -> Result<DirtyBits> {
-        match self.recorder.tracked.iter().find(|tracked| tracked.index == index) {
-            Some(tracked) => Ok(tracked.bits.clone()),
-            None => self.load_bits(entries, index),
-        }
-    }
-
     /// Reads the bitmaps that `select` accepts. Those that cannot be used are left out.
     fn track(&self, entries: &[BitmapEntry], select: impl Fn(&BitmapEntry) -> bool) -> Result<Vec<Tracked>> {
         let mut tracked = Vec::new();
         let mut memory = self.recorder.tracked.iter().fold(0u64, |sum, t| sum.saturating_add(t.bits.memory()));
-        for (index, entry) in entries.iter().enumerate().filter(|(_, entry)| select(entry)) {
-            match self.load_bits(entries, index) {
+        let unique = load::unique_names(entries);
+        for (index, (entry, unique)) in entries.iter().zip(unique).enumerate().filter(|(_, (entry, _))| select(entry)) {
+            match self.load_entry(entry, index, unique) {
                 Ok(mut bits) => {
                     memory = memory.saturating_add(bits.memory());
                     if memory > MAX_BITMAP_MEMORY {
                         memory = memory.saturating_sub(bits.memory());
                         bits.coarsen();
                         memory = memory.saturating_add(bits.memory());
+                    }
+                    // Pages that are all set cost something too, and 65,535 bitmaps can share one table of them.
+                    if memory > MAX_BITMAP_MEMORY {
+                        let what = alloc::format!(
+                            "the bitmaps need more than {MAX_BITMAP_MEMORY} bytes of memory: remove some"
+                        );
+                        return Err(Error::new(ErrorKind::Limit(what)).in_structure(Structure::BitmapDirectory));
                     }
                     let records = entry.flags.auto();
                     // Coarser bits are other bits; storage need not have them, but it may.

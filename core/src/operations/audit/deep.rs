@@ -3,15 +3,20 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use super::{Audit, AuditFinding, AuditKind, MANY_ITERATIONS};
+use super::{Audit, AuditFinding, AuditKind, MANY_ITERATIONS, NamedFile};
 use crate::error::{Result, Structure};
 use crate::format::{HeaderArea, LuksHeader};
-use crate::operations::check::{Severity, check};
+use crate::operations::check::{CheckReport, Severity, check};
 use crate::operations::read_header;
 use crate::storage::{ReadStorage, StorageExtentKind};
 
 /// Findings of a check that are repeated in the audit; the counts say the rest.
 const MAX_QUOTED: usize = 10;
+/// How many times the bytes of the file its disk may hold before it counts as a bomb: deflate packs 1 to 1032 at best, and
+/// no disk consists of that alone.
+const MAX_EXPANSION: u64 = 1000;
+/// Bytes of data (1 GiB) that harm nobody, from however small a file they come.
+const HARMLESS_DATA: u64 = 1 << 30;
 /// Bytes that are looked at in one go.
 const PIECE: u64 = 1 << 20;
 
@@ -64,6 +69,7 @@ pub(super) fn judge<S: ReadStorage + ?Sized>(
         let message = format!("a check finds {corruptions} errors, and {errors} things that it cannot check");
         audit.add(AuditFinding::danger(AuditKind::Metadata, message));
     }
+    judge_expansion(&report, storage.len()?, audit);
     if report.leaks > 0 {
         let message = format!("{} clusters are marked as used and belong to nothing", report.leaks);
         audit.add(AuditFinding::note(AuditKind::Leaks, message));
@@ -72,6 +78,17 @@ pub(super) fn judge<S: ReadStorage + ?Sized>(
         judge_trailing(storage, report.image_end_offset, audit)?;
     }
     Ok(())
+}
+
+/// Data out of next to nothing: clusters that are packed, or named, over and over. Whoever copies the disk writes them all.
+fn judge_expansion(report: &CheckReport, file_length: u64, audit: &mut Audit) {
+    let data = report.allocated_clusters.saturating_mul(audit.cluster_size.unwrap_or(0));
+    let times = data / file_length.max(1);
+    if data > HARMLESS_DATA && times > MAX_EXPANSION && !audit.references.iter().any(|r| r.role == NamedFile::DataFile)
+    {
+        let message = format!("its disk holds {data} bytes of data, {times} times the bytes of the file");
+        audit.add(AuditFinding::danger(AuditKind::AbsurdSize, message).on(Structure::L2Table));
+    }
 }
 
 /// Data behind the last cluster in use: no reader of the image sees them, and a copy of the file carries them along.

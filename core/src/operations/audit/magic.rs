@@ -6,17 +6,31 @@ use super::{Audit, AuditFinding, AuditKind};
 use crate::error::Result;
 use crate::storage::ReadStorage;
 
-/// Bytes from the start within which other formats show themselves: ISO 9660 at 32 KiB comes last.
+/// Bytes from the start that are looked at in any case: ISO 9660 shows itself at 32 KiB. (btrfs does at 64 KiB, which is
+/// looked at where it belongs to the header cluster.)
 pub(super) const REACH: usize = 40 << 10;
 
-/// What a file that begins as a qcow2 image can be besides.
-const BESIDES: [(usize, &[u8], &str); 6] = [
+/// What a file that begins as a qcow2 image can be besides: disks, archives, and what a kernel mounts or assembles by
+/// itself when it sees it on a loop device.
+const BESIDES: [(usize, &[u8], &str); 18] = [
+    (32, b"NXSB", "an APFS container"),
     (64, b"\x7f\x10\xda\xbe", "a VDI image"),
     (257, b"ustar", "a tar archive"),
     (510, b"\x55\xaa", "a disk with a boot sector"),
     (512, b"EFI PART", "a disk with a GPT partition table (sectors of 512 bytes)"),
+    (512, b"LABELONE", "an LVM physical volume"),
+    (1024, b"LABELONE", "an LVM physical volume"),
+    (1024, b"\x10\x20\xf5\xf2", "an F2FS file system"),
+    (1024, b"H+\0\x04", "an HFS+ file system"),
+    (1024, b"HX\0\x05", "an HFSX file system"),
+    (1080, b"\x53\xef", "an ext2, ext3 or ext4 file system"),
+    (1536, b"LABELONE", "an LVM physical volume"),
+    (4086, b"SWAPSPACE2", "a swap area"),
     (4096, b"EFI PART", "a disk with a GPT partition table (sectors of 4 KiB)"),
+    (4096, b"\xfc\x4e\x2b\xa9", "a member of a RAID (md)"),
+    (0x8001, b"BEA01", "a UDF file system"),
     (0x8001, b"CD001", "an ISO 9660 file system"),
+    (0x10040, b"_BHRfS_M", "a btrfs file system"),
 ];
 
 /// What can stand in the last sector: distance from the end, bytes, name.

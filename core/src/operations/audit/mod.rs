@@ -203,6 +203,19 @@ impl AuditFinding {
 }
 
 impl Audit {
+    /// Says that a reference leads to `place`, outside the image's own directory, although its text does not: by a symbolic
+    /// link, which only the file system can tell. `index` is that in [`Audit::references`]; another is ignored.
+    pub fn leads_outside(&mut self, index: usize, place: &str) {
+        let Some(reference) = self.references.get_mut(index) else { return };
+        reference.target = Target::Outside;
+        let (kind, structure, what) = match reference.role {
+            NamedFile::BackingFile => (AuditKind::BackingFile, Structure::BackingFile, "backing file"),
+            NamedFile::DataFile => (AuditKind::DataFile, Structure::DataFile, "data file"),
+        };
+        let message = alloc::format!("the name of its {what} is a link that leads outside its directory: to {place:?}");
+        self.add(AuditFinding::danger(kind, message).on(structure));
+    }
+
     fn add(&mut self, finding: AuditFinding) {
         self.verdict = self.verdict.max(finding.verdict);
         // The worst first, those of a kind in the order in which they came.

@@ -90,7 +90,14 @@ impl<S: ReadStorage + ?Sized> Copy<'_, S> {
         let mut buffer = vec![0u8; usize::try_from(length.min(PIECE)).unwrap_or(0)];
         let mut at = offset;
         while at < end {
-            let piece = usize::try_from(end.saturating_sub(at).min(PIECE)).unwrap_or(0);
+            let extent = self.from.next_extent(at)?;
+            if extent.kind == StorageExtentKind::Hole {
+                // The copy reads as zeros there already, and a table can be said to lie in terabytes of nothing.
+                at = at.saturating_add(extent.length.max(1));
+                continue;
+            }
+            let here = extent.length.max(1).min(end.saturating_sub(at)).min(PIECE);
+            let piece = usize::try_from(here).unwrap_or(0);
             let Some(bytes) = buffer.get_mut(..piece) else { break };
             self.from.read_at(at, bytes)?;
             // The copy reads as zeros where nothing is written: what is a hole stays one.
@@ -99,7 +106,7 @@ impl<S: ReadStorage + ?Sized> Copy<'_, S> {
                     self.to.write_at(at.saturating_add(number.saturating_mul(4096)), page)?;
                 }
             }
-            at = at.saturating_add(PIECE);
+            at = at.saturating_add(here);
         }
         Ok(())
     }

@@ -13,7 +13,8 @@
 //! | [`render`] | the report as text, CSV, SVG, HTML |
 //!
 //! No guest data are stored or read: the engine decides where they go, as for a real image, and the place is marked as
-//! allocated. So the time goes with the operations and the memory with the metadata, not with the size of the disk.
+//! allocated. So the time goes with the operations and the memory with the metadata, not with the size of the disk, but for
+//! two bits for each guest cluster ([`MAX_LAB_CLUSTERS`]).
 
 mod advice;
 mod bits;
@@ -36,6 +37,6 @@ pub use churn::{Churn, Trim};
 pub use config::LabConfig;
 pub use disk::{LabDisk, LabStorage, Skeleton};
 pub use picture::{MAX_PICTURE_CELLS, Picture};
-pub use replay::{DEFAULT_SAMPLES, LabOptions, Replay, fits, replay, run_lab};
+pub use replay::{DEFAULT_SAMPLES, LabOptions, MAX_LAB_CLUSTERS, Replay, fits, replay, run_lab};
 pub use report::{Backup, GapBucket, LabReport, LabRun, Sample, TraceSummary};
 pub use trace::{MAX_TRACE_LINE, MAX_TRACE_OPERATIONS, Operation, Trace, TraceError, TraceFormat};

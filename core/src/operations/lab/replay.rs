@@ -10,7 +10,7 @@ use super::census::Census;
 use super::disk::{Kept, LabDisk, LabStorage, Memories};
 use super::report::{Backup, GapBucket, LabReport, LabRun, Sample, TraceSummary};
 use super::{LabConfig, Operation, Trace};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::{GuestCluster, GuestOffset, L2Entry};
 use crate::image::{DetectZeroes, Image};
 use crate::metadata::AllocationPolicy;
@@ -18,6 +18,8 @@ use crate::storage::{CountingStorage, ReadStorage, Storage};
 
 /// How often an image is looked at, unless told otherwise.
 pub const DEFAULT_SAMPLES: u64 = 60;
+/// Guest clusters of the largest disk (64 TiB in clusters of 64 KiB): the lab has two bits for each, an image can claim 2^52.
+pub const MAX_LAB_CLUSTERS: u64 = 1 << 30;
 
 /// An image in memory on which operations are replayed. Data are not stored: only where they would lie.
 pub struct Replay {
@@ -50,6 +52,11 @@ impl Replay {
         let mut config = config.clone();
         let (mut image, memories) = disk.open(&config)?;
         let geometry = *image.geometry();
+        if geometry.guest_clusters() > MAX_LAB_CLUSTERS {
+            let what =
+                format!("a disk of {} clusters; the lab takes {MAX_LAB_CLUSTERS} at most", geometry.guest_clusters());
+            return Err(Error::new(ErrorKind::Limit(what)));
+        }
         config.cluster_size = geometry.cluster_size();
         config.extended_l2 = geometry.extended_l2();
         let census = Census::take(&mut image)?;

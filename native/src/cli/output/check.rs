@@ -12,6 +12,7 @@ use qcowkit_core::operations::repair::{
 
 use super::super::json::Json;
 use super::super::personality::Personality;
+use super::super::terminal::Plain;
 
 /// What is wrong, one line each: as qemu-img words it where it has the line, else in ours.
 pub(crate) fn findings(report: &CheckReport, personality: Personality, out: &mut dyn Write) -> io::Result<()> {
@@ -19,7 +20,7 @@ pub(crate) fn findings(report: &CheckReport, personality: Personality, out: &mut
         return Ok(());
     }
     out.flush()?;
-    let mut err = io::BufWriter::new(io::stderr().lock());
+    let mut err = io::BufWriter::new(Plain::new(io::stderr().lock(), personality.is_own()));
     if personality.is_own() {
         report.findings.iter().try_for_each(|finding| own_line(finding, &mut err))?;
     } else {
@@ -128,7 +129,7 @@ pub(crate) fn repairs(
     out: &mut dyn Write,
 ) -> io::Result<()> {
     out.flush()?;
-    let mut err = io::BufWriter::new(io::stderr().lock());
+    let mut err = io::BufWriter::new(Plain::new(io::stderr().lock(), personality.is_own()));
     for finding in &planned.findings {
         let word = match finding.action {
             RepairAction::None => "cannot repair",

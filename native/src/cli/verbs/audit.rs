@@ -4,8 +4,9 @@ use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
+use qcowkit_core::ErrorKind;
 use qcowkit_core::image::LayerFormat;
-use qcowkit_core::operations::audit::{Audit, AuditOptions, Verdict, audit, audit_start, bytes_wanted};
+use qcowkit_core::operations::audit::{Audit, AuditOptions, Target, Verdict, audit, audit_start, bytes_wanted};
 
 use super::print_json;
 use crate::cli::args::{AuditArgs, OutputFormat};
@@ -13,7 +14,7 @@ use crate::cli::failure::{Failure, Outcome};
 use crate::cli::plan::{Session, one_file, size_argument};
 use crate::cli::progress::Progress;
 use crate::file::{FileAccess, FileStorage};
-use crate::open::lock_request;
+use crate::open::{BackingPolicy, Gate, lock_request, relative_to};
 
 /// Beside the codes of `check`: 2 is the worst, 3 the lesser one.
 const DANGER: u8 = 2;
@@ -63,7 +64,24 @@ fn of_file(args: &AuditArgs, path: &Path, options: &AuditOptions, session: &mut 
     let mut progress = Progress::new(session.personality, false, false, session.out);
     let found = audit(&storage, options, &mut |part| progress.step((part * 1000.0) as u64, 1000));
     progress.leave();
-    found.map_err(failed)
+    let mut found = found.map_err(failed)?;
+    judge_links(path, &mut found);
+    Ok(found)
+}
+
+/// A name can say "below" and be a link to anywhere: an archive brings image and link together. Looks where the names lead
+/// without opening anything.
+fn judge_links(path: &Path, found: &mut Audit) {
+    let gate = Gate::new(BackingPolicy::SameDirectory, path);
+    for index in 0..found.references.len() {
+        let reference = &found.references[index];
+        let Ok(full) = relative_to(path, &reference.name) else { continue };
+        let denied = |error: qcowkit_core::Error| matches!(error.kind(), ErrorKind::Denied(_));
+        if reference.target == Target::Below && gate.admit(&full, "file").is_err_and(denied) {
+            let place = full.canonicalize().unwrap_or(full);
+            found.leads_outside(index, &place.display().to_string());
+        }
+    }
 }
 
 fn human(found: &Audit, file: &OsStr, out: &mut dyn Write) -> io::Result<()> {

@@ -16,6 +16,7 @@ use crate::cli::failure::{Failure, Outcome};
 use crate::cli::output::check as print;
 use crate::cli::plan::{Session, Source, one_file, only_writeback, size_argument};
 use crate::cli::progress::Progress;
+use crate::cli::terminal::plain_stderr;
 use crate::file::FileStorage;
 
 /// Exit codes of qemu-img.
@@ -117,7 +118,7 @@ fn look(args: &CheckArgs, source: &Source, storage: &FileStorage, file: &OsStr, 
     print::findings(&report, session.personality, session.out)?;
     let wanted = session.personality.is_own() && report.leaks > 0;
     let orphans = if wanted { find_orphans(storage).unwrap_or_default() } else { Vec::new() };
-    print::orphans(&orphans, &mut io::stderr().lock())?;
+    print::orphans(&orphans, &mut plain_stderr())?;
     match args.image.output.output {
         OutputFormat::Json => {
             print::json(&report, None, &orphans, file, session.personality)?.print(session.out)?;

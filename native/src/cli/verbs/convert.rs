@@ -1,7 +1,7 @@
 //! `convert`.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Write};
+use std::io::Write;
 use std::num::NonZeroU64;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ use crate::cli::options::{OptionList, c_number};
 use crate::cli::personality::Personality;
 use crate::cli::plan::{Session, Source, only_writeback, source_of_backing};
 use crate::cli::progress::Progress;
+use crate::cli::terminal::plain_stderr;
 use crate::codec::NativeCodecs;
 use crate::convert::{ConvertError, ConvertOptions, TargetState, Unreadable, Watch, convert_watched, total_size};
 use crate::create::NewImage;
@@ -90,7 +91,7 @@ impl Watch for Watcher<'_> {
         if !self.quiet {
             let path = self.sources[part.source].path.display();
             // As good as nobody there: the conversion goes on.
-            let _ = writeln!(io::stderr().lock(), "{}: warning: {path}: {part}", self.name);
+            let _ = writeln!(plain_stderr(), "{}: warning: {path}: {part}", self.name);
         }
     }
 }

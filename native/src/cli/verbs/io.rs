@@ -12,6 +12,7 @@ use crate::cli::personality::Personality;
 use crate::cli::plan::{Session, Source, refuse};
 use crate::cli::runtime;
 use crate::cli::secrets::Secrets;
+use crate::cli::terminal::Plain;
 use crate::disk::Disk;
 
 /// Carries out commands of qemu-io's language.
@@ -21,7 +22,7 @@ pub(crate) fn run(args: &IoArgs, session: &mut Session<'_>) -> Outcome {
         Some(source) => Some(open(source, session.personality, plan.cache)?),
         None => None,
     };
-    let mut err = io::stderr().lock();
+    let mut err = Plain::new(io::stderr().lock(), session.personality.is_own());
     let mut runner = Runner {
         disk,
         source: plan.source,
