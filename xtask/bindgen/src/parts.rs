@@ -66,7 +66,12 @@ pub(crate) const PARTS: &[Part] = &[
         name: "check",
         needs: &["walk"],
         exports: &["rawimage_check", "rawimage_repair", "rawimage_audit"],
-        code: &[],
+        // Repairs are tried on overlays of their own; verdicts quote names.
+        code: &[
+            "OverlayStorage<&dyn qcowkit_core::storage::ReadStorage>",
+            "OverlayStorage<&&dyn qcowkit_core::storage::ReadStorage>",
+            "<alloc::vec::Vec<alloc::string::String> as core::fmt::Debug>",
+        ],
         gates: &[],
     },
     Part {
@@ -91,7 +96,11 @@ pub(crate) const PARTS: &[Part] = &[
         // Its disks are images of their own, which nobody asks for codecs.
         needs: &["codecs", "walk", "change"],
         exports: &["rawtrace_", "rawreplay_", "rawdisk_"],
-        code: &["<qcowkit_core::operations::lab::disk::Below as"],
+        code: &[
+            "<qcowkit_core::operations::lab::disk::Below as",
+            "qcowkit_core::operations::lab::",
+            "<u128 as core::fmt::Display>",
+        ],
         gates: &[],
     },
 ];
