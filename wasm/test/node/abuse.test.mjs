@@ -224,6 +224,24 @@ test("what throws where it is looked at comes out as it is, and leaves the image
   assert.equal(one.read(0, 1)[0], 7);
 });
 
+test("an array that the engine has no room for is its own error, and leaves the image usable", () => {
+  const one = image();
+  const { Uint8Array: real } = globalThis;
+  globalThis.Uint8Array = class extends real {
+    constructor() {
+      super(0);
+      throw BOOM;
+    }
+  };
+  try {
+    assert.throws(() => one.save(), BOOM);
+  } finally {
+    globalThis.Uint8Array = real;
+  }
+  assert.equal(one.read(0, 1)[0], 7);
+  assert.equal(one.save().length, one.fileLength);
+});
+
 test("a backing file may be an ArrayBuffer, as an image may", () => {
   const base = new Uint8Array(MIB).fill(9).buffer;
   const top = Image.create(MIB, { backing_file: "base.raw", backing_format: "raw", resolver: () => ({ input: base }) });
