@@ -87,6 +87,14 @@ export function notReading(): void {
   }
 }
 
+/** Sources of this package, which fill what they are given before they return and keep nothing of it. */
+const own = new WeakSet<ByteSource>();
+
+/** Lets a source fill the module's memory itself, without a copy. */
+export function fillsAtOnce(source: ByteSource): void {
+  own.add(source);
+}
+
 /** What an image is opened on, as the module takes it: bytes, or a source that may not call back. */
 export function inputOf(input: ImageInput): Uint8Array | ByteSource {
   if (ArrayBuffer.isView(input)) {
@@ -102,7 +110,17 @@ export function inputOf(input: ImageInput): Uint8Array | ByteSource {
   const readAt = (offset: number, into: Uint8Array): number => {
     reading += 1;
     try {
-      return input.readAt(offset, into);
+      if (own.has(input)) {
+        return input.readAt(offset, into);
+      }
+      // One that fills it later, as an asynchronous one would, must not write where by then other things stand.
+      const bytes = new Uint8Array(into.length);
+      const read = input.readAt(offset, bytes);
+      if (bytes.length === into.length) {
+        into.set(bytes);
+        return read;
+      }
+      throw refusal("invalid_argument", "readAt of the source gave away the bytes that it was to fill");
     } finally {
       reading -= 1;
     }

@@ -2,6 +2,7 @@
 
 import { closeSync, fstatSync, openSync, readFileSync, readSync } from "node:fs";
 import { initSync } from "../pkg/qcowkit.js";
+import { fillsAtOnce } from "./arguments.js";
 import { attach } from "./parts.js";
 import type { ByteSource } from "./types.js";
 
@@ -18,6 +19,7 @@ export class FileSource implements ByteSource, Disposable {
   constructor(path: string | URL) {
     this.#file = openSync(path, "r");
     this.size = fstatSync(this.#file).size;
+    fillsAtOnce(this);
   }
 
   readAt(offset: number, into: Uint8Array): number {

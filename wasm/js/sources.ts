@@ -4,7 +4,7 @@
  * @module
  */
 
-import { array } from "./arguments.js";
+import { array, fillsAtOnce } from "./arguments.js";
 import type { Image } from "./image.js";
 import type { ByteSource } from "./types.js";
 
@@ -15,6 +15,7 @@ export class MemorySource implements ByteSource {
 
   constructor(bytes: Uint8Array) {
     this.#bytes = array(bytes, "bytes");
+    fillsAtOnce(this);
   }
 
   get size(): number {
@@ -36,6 +37,7 @@ export class BlobSource implements ByteSource {
   constructor(blob: Blob) {
     this.#blob = blob;
     this.#reader = new FileReaderSync();
+    fillsAtOnce(this);
   }
 
   get size(): number {
@@ -57,6 +59,7 @@ export class PrivateFileSource implements ByteSource {
   private constructor(handle: FileSystemSyncAccessHandle) {
     this.#handle = handle;
     this.size = handle.getSize();
+    fillsAtOnce(this);
   }
 
   /** Opens a file of the origin's private storage; folders in `path` are separated by `/`. */
@@ -100,6 +103,7 @@ export class UrlSource implements ByteSource {
     this.#url = url;
     this.size = size;
     this.#version = version;
+    fillsAtOnce(this);
   }
 
   /** Asks for the first byte and the length. A server that would send the whole file is cut off, and refused. */

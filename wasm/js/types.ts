@@ -46,8 +46,8 @@ export type Structure =
 /**
  * Bytes that are read where they are: a file, private storage, a URL. Synchronous, so it lives in a worker (or in Node).
  *
- * The bytes must not change while an image is open on them. `into` is a view of the module's memory, good until `readAt`
- * returns: it must not be kept, and calls into qcowkit out of `readAt` are refused with code `locked`.
+ * The bytes must not change while an image is open on them. What is written to `into` after `readAt` has returned is lost,
+ * and calls into qcowkit out of `readAt` are refused with code `locked`.
  */
 export interface ByteSource {
   /** Length in bytes. */

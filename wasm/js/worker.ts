@@ -13,7 +13,7 @@
  * @module
  */
 
-import { object, refusal, text } from "./arguments.js";
+import { fillsAtOnce, object, refusal, text } from "./arguments.js";
 import { composeBlob, Image, MemorySource, Replay, replay, Trace } from "./api.js";
 import type { LabDisk } from "./api.js";
 import { errorCodes, limits, version } from "./api.js";
@@ -206,7 +206,9 @@ class Server {
       this.#stops.check();
       return source.readAt(offset, into);
     };
-    return { ...opened, input: { size: source.size, ...(source.cached === undefined ? {} : { cached: source.cached }), readAt } };
+    const stoppable = { size: source.size, ...(source.cached === undefined ? {} : { cached: source.cached }), readAt };
+    fillsAtOnce(stoppable);
+    return { ...opened, input: stoppable };
   }
 
   #encode(found: unknown): unknown {

@@ -9,7 +9,7 @@ use crate::error::outcome;
 use crate::image::{Mark, RawImage};
 use crate::json;
 use crate::limits::{MAX_ROWS, MAX_SAVE_BYTES, limit};
-use crate::options::{Thrown, invalid};
+use crate::options::{Thrown, array, invalid};
 use crate::store::Edits;
 
 /// Bytes that are copied at once while saving.
@@ -94,7 +94,7 @@ fn whole(edits: &Edits) -> Thrown<Uint8Array> {
         return outcome(Err(Error::new(ErrorKind::Limit(message))));
     }
     // The bytes stand in JavaScript's memory alone.
-    let saved = Uint8Array::new_with_length(length as u32);
+    let saved = array(length)?;
     let mut piece = vec![0; PIECE.min(length as usize)];
     let mut at = 0;
     while at < length {

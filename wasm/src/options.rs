@@ -22,6 +22,18 @@ extern "C" {
 
     #[wasm_bindgen(catch, js_namespace = Array, js_name = from)]
     fn copy_of(list: &JsValue) -> Result<Array, JsValue>;
+
+    /// An array that may be too large for its engine.
+    #[wasm_bindgen(js_name = Uint8Array)]
+    type Room;
+
+    #[wasm_bindgen(catch, constructor, js_class = "Uint8Array")]
+    fn new(length: f64) -> Result<Room, JsValue>;
+}
+
+/// An array of JavaScript's with room for so many bytes; what its engine throws if it has no such room.
+pub(crate) fn array(length: u64) -> Thrown<Uint8Array> {
+    Ok(Room::new(number(length))?.unchecked_into())
 }
 
 /// The items of an array, which `name` has to be.

@@ -183,6 +183,33 @@ test("a call out of a call is refused, and changes nothing", (t) => {
   one.close();
 });
 
+test("a source that fills its bytes too late, or gives them away, harms nothing", async (t) => {
+  const bytes = bytesOf(made(t, "plain"), "disk.qcow2");
+  const one = Image.open(bytes);
+  const kept = [];
+  const keeping = Image.open({
+    size: bytes.length,
+    cached: false,
+    readAt(offset, into) {
+      kept.push(into);
+      into.set(bytes.subarray(offset, offset + into.length));
+      return into.length;
+    },
+  });
+  keeping.check();
+  kept.forEach((into) => into.fill(255));
+  // As people write it who did not see that it has to be synchronous.
+  const late = { size: bytes.length, readAt: async (_offset, into) => { await Promise.resolve(); into.fill(255); return into.length; } };
+  assert.throws(() => Image.open(late), { code: "storage", message: /how many bytes/ });
+  const given = { size: bytes.length, readAt: (_offset, into) => { structuredClone(into.buffer, { transfer: [into.buffer] }); return 0; } };
+  assert.throws(() => Image.open(given), { code: "storage" });
+  await new Promise((resolve) => setTimeout(resolve));
+  for (const image of [one, keeping, Image.open(bytes)]) {
+    assert.equal(image.check().corruptions, 0);
+    assert.equal(image.read(0, 3 * MIB)[5], 7);
+  }
+});
+
 test("what throws where it is looked at comes out as it is, and leaves the image usable", () => {
   const one = image();
   for (const options of [hostile, { get progress() { throw BOOM; } }, new Proxy({}, { ownKeys() { throw BOOM; } })]) {
@@ -195,6 +222,24 @@ test("what throws where it is looked at comes out as it is, and leaves the image
   assert.throws(() => Image.open({ get size() { throw BOOM; }, readAt() {} }), BOOM);
   assert.throws(() => Image.open({ size: MIB, get cached() { throw BOOM; }, readAt() {} }), BOOM);
   assert.equal(one.read(0, 1)[0], 7);
+});
+
+test("an array that the engine has no room for is its own error, and leaves the image usable", () => {
+  const one = image();
+  const { Uint8Array: real } = globalThis;
+  globalThis.Uint8Array = class extends real {
+    constructor() {
+      super(0);
+      throw BOOM;
+    }
+  };
+  try {
+    assert.throws(() => one.save(), BOOM);
+  } finally {
+    globalThis.Uint8Array = real;
+  }
+  assert.equal(one.read(0, 1)[0], 7);
+  assert.equal(one.save().length, one.fileLength);
 });
 
 test("a backing file may be an ArrayBuffer, as an image may", () => {
