@@ -74,7 +74,11 @@ pub(crate) fn qemu_lines(error: &Error, personality: Personality) -> String {
 
 fn own_open(error: &OpenError) -> String {
     let hint = match error.error.kind() {
-        ErrorKind::Locked(_) => " -U looks at it all the same, but what it reads may be inconsistent",
+        // Whoever asked to write is not helped by a way to look.
+        ErrorKind::Locked(what) if what.contains("shared") => {
+            " -U looks at it all the same, but what it reads may be inconsistent"
+        }
+        ErrorKind::Locked(_) => " Close it there first: only one program at a time can change it",
         ErrorKind::Denied(_) => "; --backing-files=follow opens it, for images that are trusted",
         ErrorKind::Encrypted(_) => "; --key-file or --key-env give it",
         ErrorKind::Limit(what) if what.contains("key derivation") => "; --max-key-iterations allows more",

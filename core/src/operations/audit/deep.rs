@@ -83,7 +83,7 @@ pub(super) fn judge<S: ReadStorage + ?Sized>(
 /// Data out of next to nothing: clusters that are packed, or named, over and over. Whoever copies the disk writes them all.
 fn judge_expansion(report: &CheckReport, file_length: u64, audit: &mut Audit) {
     let data = report.allocated_clusters.saturating_mul(audit.cluster_size.unwrap_or(0));
-    let times = data / file_length.max(1);
+    let times = data.checked_div(file_length).unwrap_or(0);
     if data > HARMLESS_DATA && times > MAX_EXPANSION && !audit.references.iter().any(|r| r.role == NamedFile::DataFile)
     {
         let message = format!("its disk holds {data} bytes of data, {times} times the bytes of the file");

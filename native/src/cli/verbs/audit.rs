@@ -59,7 +59,10 @@ fn of_file(args: &AuditArgs, path: &Path, options: &AuditOptions, session: &mut 
     let storage = FileStorage::open(path, FileAccess::Read).map_err(|error| failed(error.into()))?;
     if args.deep && !args.force_share {
         // The tables of an image in use change while they are read; the header of one does not.
-        storage.lock(lock_request(LayerFormat::Qcow2, false)).map_err(|error| failed(error.into()))?;
+        let hint = " -U looks at it all the same, but what it reads may be inconsistent";
+        storage
+            .lock(lock_request(LayerFormat::Qcow2, false))
+            .map_err(|error| Failure::new(format!("{}: {}{hint}", path.display(), qcowkit_core::Error::from(error))))?;
     }
     let mut progress = Progress::new(session.personality, false, false, session.out);
     let found = audit(&storage, options, &mut |part| progress.step((part * 1000.0) as u64, 1000));

@@ -1,0 +1,134 @@
+//! Hostile images in the hands of the program: it ends soon, with a code and words, and nothing that an image says commands
+//! the terminal.
+#![cfg(all(feature = "cli", unix))]
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use common::Folder;
+use qcowkit::file::{FileAccess, FileStorage};
+use qcowkit_core::format::{Extension, HeaderArea};
+use qcowkit_core::image::{CreateOptions, Image, NewSnapshot, OpenOptions};
+use qcowkit_core::storage::Storage;
+
+fn qcowkit(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_qcowkit")).args(args).output().unwrap()
+}
+
+fn create(path: &Path, size: u64, cluster_size: u64) -> Image<FileStorage> {
+    let options = CreateOptions { cluster_size, ..CreateOptions::default() };
+    Image::create(FileStorage::open(path, FileAccess::CreateNew).unwrap(), size, &options).unwrap()
+}
+
+fn change_header(path: &Path, change: impl FnOnce(&mut HeaderArea)) {
+    let storage = FileStorage::open(path, FileAccess::Write).unwrap();
+    let mut area = qcowkit_core::operations::read_header(&storage).unwrap();
+    change(&mut area);
+    storage.write_at(0, &area.emit().unwrap()).unwrap();
+}
+
+#[test]
+fn names_do_not_command_the_terminal() {
+    let folder = Folder::new();
+    let path = folder.path("odd.qcow2");
+    let mut image = create(&path, 1 << 20, 65_536);
+    image.create_snapshot(&NewSnapshot { name: "\x1b[2J\x07".into(), ..NewSnapshot::default() }).unwrap();
+    image.add_bitmap("\x1b]0;pwned", None).unwrap();
+    image.close().unwrap();
+    change_header(&path, |area| {
+        area.backing_file = Some("\u{9b}2J\x1b[8m".into());
+        area.extensions.push(Extension::BackingFormat("raw".into()));
+    });
+    let file = path.to_str().unwrap();
+    for args in [
+        &["info", file][..],
+        &["snapshot", file],
+        &["bitmap", "--list", file],
+        &["inspect", "-s", "all", file],
+        &["audit", file],
+        &["map", file],
+        &["io", "-c", "read 0 512", file],
+        &["convert", "-O", "raw", file, "never"],
+        &["resize", file, "2M"],
+    ] {
+        let output = qcowkit(args);
+        for bytes in [&output.stdout, &output.stderr] {
+            let text = String::from_utf8_lossy(bytes);
+            let commands = text.chars().any(|char| char.is_control() && char != '\n' && char != '\t');
+            assert!(!commands, "{args:?}: {text:?}");
+        }
+    }
+    let listed = String::from_utf8(qcowkit(&["snapshot", file]).stdout).unwrap();
+    assert!(listed.contains("\\x1b[2J\\x07"), "{listed}");
+    // For programs names are what they are.
+    let json = qcowkit(&["info", "--output=json", file]).stdout;
+    let info: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(info["snapshots"][0]["name"], "\x1b[2J\x07");
+}
+
+#[test]
+fn a_name_that_is_a_link_to_elsewhere_is_a_danger() {
+    let (folder, elsewhere) = (Folder::new(), Folder::new());
+    let secret = elsewhere.path("secret");
+    std::fs::write(&secret, [b's'; 4096]).unwrap();
+    std::os::unix::fs::symlink(&secret, folder.path("base")).unwrap();
+    std::fs::write(folder.path("plain"), [b'p'; 4096]).unwrap();
+    let path = folder.path("image.qcow2");
+    create(&path, 4096, 65_536).close().unwrap();
+    for (name, code, target) in [("base", 2, "outside"), ("plain", 3, "below"), ("missing", 3, "below")] {
+        change_header(&path, |area| {
+            area.backing_file = Some(name.into());
+            area.extensions.retain(|extension| !matches!(extension, Extension::BackingFormat(_)));
+            area.extensions.push(Extension::BackingFormat("raw".into()));
+        });
+        let output = qcowkit(&["audit", "--output=json", path.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(code), "{name}: {output:?}");
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["references"][0]["target"], target, "{name}: {report}");
+    }
+    // And the other verbs do not follow it.
+    change_header(&path, |area| area.backing_file = Some("base".into()));
+    let refused = qcowkit(&["io", "-c", "read 0 512", path.to_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("not below its own directory"), "{refused:?}");
+}
+
+/// Disks of exabytes of nothing, from files of a few clusters: each verb ends by itself.
+#[test]
+fn disks_that_claim_exabytes_are_told_or_refused_soon() {
+    let folder = Folder::new();
+    let (path, other) = (folder.path("huge.qcow2"), folder.path("small.raw"));
+    create(&path, 1 << 61, 2 << 20).close().unwrap();
+    std::fs::write(&other, [0; 4096]).unwrap();
+    let (file, other) = (path.to_str().unwrap(), other.to_str().unwrap());
+    let trace = folder.path("trace");
+    std::fs::write(&trace, "write 0 64k\n").unwrap();
+    let identical = qcowkit(&["compare", "-f", "qcow2", "-F", "raw", file, other]);
+    assert_eq!(identical.status.code(), Some(0), "{identical:?}");
+    for args in
+        [&["map", file][..], &["measure", "-O", "qcow2", file], &["check", file], &["discard", "-n", file, "all"]]
+    {
+        let output = qcowkit(args);
+        assert!(output.status.code().is_some_and(|code| code <= 1), "{args:?}: {output:?}");
+    }
+    let replay = qcowkit(&["replay", "--image", file, trace.to_str().unwrap()]);
+    assert_eq!(replay.status.code(), Some(1), "{replay:?}");
+    assert!(String::from_utf8_lossy(&replay.stderr).contains("the lab takes 1073741824 at most"), "{replay:?}");
+}
+
+/// A limit of the shell's on the size of files is an error, not the end by a signal.
+#[cfg(all(feature = "fuse", target_os = "linux"))]
+#[test]
+fn a_file_that_may_not_grow_is_an_error() {
+    let folder = Folder::new();
+    let path = folder.path("image.qcow2");
+    create(&path, 64 << 20, 65_536).close().unwrap();
+    let script =
+        format!("ulimit -f 1024; exec '{}' io -c 'write 0 4M' '{}'", env!("CARGO_BIN_EXE_qcowkit"), path.display());
+    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let image = Image::open(FileStorage::open(&path, FileAccess::Read).unwrap(), OpenOptions::default().read_only());
+    image.unwrap();
+    assert_ne!(qcowkit(&["check", path.to_str().unwrap()]).status.code(), Some(2));
+}
