@@ -72,10 +72,13 @@ impl Std {
     }
 
     /// Adds what makes a standard library that is built here small: no texts of panics, and no code that prints them (a
-    /// panic is a trap then, which is all that JavaScript sees of one anyway), and its shorter algorithms.
-    pub(crate) fn for_size(&self, cargo: &mut Command) {
+    /// panic is a trap then, which is all that JavaScript sees of one anyway), and its shorter algorithms. The linker writes
+    /// to `map` what lies where.
+    pub(crate) fn for_size(&self, cargo: &mut Command, map: &Path) {
+        let map = format!("-Clink-arg=-Map={}", map.display());
+        let mut flags = vec![map.as_str()];
         if let Self::Built { .. } = self {
-            let flags = [
+            flags.extend([
                 "-Zunstable-options",
                 "-Cpanic=immediate-abort",
                 "-Zfmt-debug=shallow",
@@ -83,11 +86,11 @@ impl Std {
                 // SHA-2 in loops, not written out round by round.
                 "--cfg=sha2_backend=\"soft\"",
                 "--cfg=sha2_backend_soft=\"compact\"",
-            ];
-            let flags: Vec<String> = flags.iter().map(|flag| format!("'{flag}'")).collect();
-            let flags = format!("[{}]", flags.join(","));
-            cargo.args(["-Zbuild-std-features=optimize_for_size", "--config"]).arg(format!("build.rustflags={flags}"));
+            ]);
+            cargo.arg("-Zbuild-std-features=optimize_for_size");
         }
+        let flags: Vec<String> = flags.iter().map(|flag| format!("'{flag}'")).collect();
+        cargo.arg("--config").arg(format!("build.rustflags=[{}]", flags.join(",")));
     }
 
     /// The compiler and the way, for stamps and for people.

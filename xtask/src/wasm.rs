@@ -89,13 +89,14 @@ fn build(std: &Std) -> Result<(), Failure> {
         let mut cargo = run::cargo("wasm");
         cargo.args(["build", "-q", "-p", "qcowkit-wasm", "--profile", "wasm"]);
         std.apply(&mut cargo, WASM, "std,panic_abort");
-        std.for_size(&mut cargo);
+        let module = run::root().join("target/wasm").join(WASM).join("wasm/qcowkit_wasm.wasm");
+        let map = module.with_extension("map");
+        std.for_size(&mut cargo, &map);
         run::call(&mut cargo)?;
         // The very wasm-bindgen that the module was compiled against: no version can differ.
-        let module = run::root().join("target/wasm").join(WASM).join("wasm/qcowkit_wasm.wasm");
         // What an earlier version wrote there would be packed.
         let _ = std::fs::remove_dir_all(&pkg);
-        run::call(run::cargo("xtask").args(["run", "-q", "-p", "xtask-bindgen", "--"]).arg(module).arg(&pkg))?;
+        run::call(run::cargo("xtask").args(["run", "-q", "-p", "xtask-bindgen", "--"]).args([&module, &map, &pkg]))?;
         for file in std::fs::read_dir(&pkg)? {
             let file = file?.path();
             if file.extension().is_some_and(|extension| extension == "wasm") {

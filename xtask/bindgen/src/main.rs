@@ -1,11 +1,13 @@
 //! Reads a compiled module and writes the JavaScript that loads it and calls it.
 //!
-//! `xtask-bindgen MODULE.wasm OUT` writes `OUT/qcowkit.js` with its types, and the module in pieces: `OUT/qcowkit_bg.wasm`,
-//! which is loaded first, and the parts `OUT/qcowkit_NAME.wasm`, which `OUT/qcowkit_parts.js` lists. It is the form for the
+//! `xtask-bindgen MODULE.wasm MODULE.map OUT` writes `OUT/qcowkit.js` with its types, and the module in pieces: `OUT/qcowkit_bg.wasm`,
+//! which is loaded first, and the parts `OUT/qcowkit_NAME.wasm`, which `OUT/qcowkit_parts.js` lists. The map is the linker's; it
+//! tells where the parts' constants lie. It is the form for the
 //! web, which Node and bundlers load too. It is the library behind the wasm-bindgen command line, pinned by `Cargo.lock`
 //! to the very version that the module was compiled against; an installed command line of another version would refuse
 //! it. It is a crate of its own so that `xtask` itself stays free of dependencies.
 
+mod constants;
 mod parts;
 mod plan;
 mod split;
@@ -21,16 +23,17 @@ use crate::split::Pieces;
 
 fn main() -> ExitCode {
     let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let [module, out] = arguments.as_slice() else {
-        return fail("usage: xtask-bindgen MODULE.wasm OUT");
+    let [module, map, out] = arguments.as_slice() else {
+        return fail("usage: xtask-bindgen MODULE.wasm MODULE.map OUT");
     };
-    match generate(module, out) {
+    match generate(module, map, out) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }
 }
 
-fn generate(module: &Path, out: &Path) -> Result<(), String> {
+fn generate(module: &Path, map: &Path, out: &Path) -> Result<(), String> {
+    let map = std::fs::read_to_string(map).map_err(|why| format!("{}: {why}", map.display()))?;
     let mut module = Module::from_file(module).map_err(text)?;
     // The JavaScript has to give the module what its parts are loaded with; the export keeps the import there until then.
     let loads = module.types.add(&[ValType::I32], &[]);
@@ -46,7 +49,7 @@ fn generate(module: &Path, out: &Path) -> Result<(), String> {
         write(out, types, kept)?;
     }
     let whole = std::fs::read(out.join("qcowkit_bg.wasm")).map_err(text)?;
-    let pieces = split::split(&whole, parts::PARTS)?;
+    let pieces = split::split(&whole, parts::PARTS, &constants::of(&map, parts::PARTS)?)?;
     write(out, "qcowkit_bg.wasm", &pieces.first)?;
     for (part, (bytes, _)) in parts::PARTS.iter().zip(&pieces.parts) {
         write(out, &format!("qcowkit_{}.wasm", part.name), bytes)?;

@@ -14,6 +14,8 @@ pub(crate) struct Part {
     /// What stands in the names of functions that other code calls in its midst. It has seen to it that the part is there
     /// (`wasm/src/parts.rs`), or such calls do not happen in this build.
     pub(crate) gates: &'static [&'static str],
+    /// What stands in the symbols of constants that only this part's code reads.
+    pub(crate) constants: &'static [&'static str],
 }
 
 /// All parts. What opens, reads, maps, writes, discards and saves is in none of them.
@@ -24,6 +26,8 @@ pub(crate) const PARTS: &[Part] = &[
         exports: &[],
         code: &["<qcowkit_core::codec::BuiltinCodecs as", "<&ruzstd::"],
         gates: &["<qcowkit_core::codec::BuiltinCodecs as"],
+        // Tables of checksums; with the lengths of their names, as symbols have them.
+        constants: &["7zlib_rs5crc32"],
     },
     Part {
         name: "crypto",
@@ -42,9 +46,10 @@ pub(crate) const PARTS: &[Part] = &[
             "<qcowkit_core::crypto::cipher::CipherSpec>::with_key",
             "<qcowkit_core::crypto::cipher::SectorCipher>::each",
         ],
+        constants: &[],
     },
     // What goes over the metadata of a whole image.
-    Part { name: "walk", needs: &[], exports: &[], code: &[], gates: &[] },
+    Part { name: "walk", needs: &[], exports: &[], code: &[], gates: &[], constants: &[] },
     Part {
         name: "change",
         needs: &[],
@@ -61,6 +66,7 @@ pub(crate) const PARTS: &[Part] = &[
         ],
         code: &[],
         gates: &[],
+        constants: &[],
     },
     Part {
         name: "check",
@@ -73,6 +79,7 @@ pub(crate) const PARTS: &[Part] = &[
             "<alloc::vec::Vec<alloc::string::String> as core::fmt::Debug>",
         ],
         gates: &[],
+        constants: &[],
     },
     Part {
         name: "look",
@@ -90,6 +97,7 @@ pub(crate) const PARTS: &[Part] = &[
         ],
         code: &[],
         gates: &[],
+        constants: &[],
     },
     Part {
         name: "lab",
@@ -102,5 +110,6 @@ pub(crate) const PARTS: &[Part] = &[
             "<u128 as core::fmt::Display>",
         ],
         gates: &[],
+        constants: &[],
     },
 ];

@@ -272,9 +272,9 @@ mod tests {
     use super::*;
 
     const PARTS: [Part; 3] = [
-        Part { name: "base", needs: &[], exports: &[], code: &[], gates: &[] },
-        Part { name: "one", needs: &["base"], exports: &["one", "one_"], code: &[], gates: &["gate"] },
-        Part { name: "two", needs: &["base"], exports: &["two"], code: &[], gates: &[] },
+        Part { name: "base", needs: &[], exports: &[], code: &[], gates: &[], constants: &[] },
+        Part { name: "one", needs: &["base"], exports: &["one", "one_"], code: &[], gates: &["gate"], constants: &[] },
+        Part { name: "two", needs: &["base"], exports: &["two"], code: &[], gates: &[], constants: &[] },
     ];
 
     // A module of functions with the functions that each calls, which come before it; those beginning with `!` are exported.
@@ -334,7 +334,7 @@ mod tests {
         let list: [(&str, &[usize]); 4] = [("gate", &[]), ("!one", &[]), ("!one_more", &[]), ("!too", &[])];
         let Err(why) = Plan::new(functions(&list), &PARTS) else { panic!("it was taken") };
         assert_eq!(why, "there is no export two, which is to be in two");
-        let late = [Part { name: "late", needs: &["later"], exports: &[], code: &[], gates: &[] }];
+        let late = [Part { name: "late", needs: &["later"], exports: &[], code: &[], gates: &[], constants: &[] }];
         assert_eq!(masks(&late).unwrap_err(), "late comes before later");
     }
 }

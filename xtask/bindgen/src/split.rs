@@ -1,6 +1,7 @@
 //! Splits a finished module into a first one and parts that are loaded when something in them is first called.
 //!
-//! Only code moves. The parts share memory, table and stack with the first module, which exports them. What is called
+//! Code moves, and the constants that are named. The parts share memory, table and stack with the first module, which exports
+//! them; constants stay at their addresses, and are there when their part is. What is called
 //! from outside its part has a slot in the table: in the first module a stub stands for it, which makes sure that the
 //! part is there (`load`, an import) and calls through the slot. A part fills its slots when it is instantiated.
 
@@ -14,6 +15,7 @@ use walrus::{
     ImportedFunction, MemoryId, Module, TableId, ValType, ir::Value, passes,
 };
 
+use crate::constants::{Constants, Taken};
 use crate::parts::Part;
 use crate::plan::{Functions, Plan};
 
@@ -32,16 +34,18 @@ pub(crate) struct Pieces {
 }
 
 /// Splits a module.
-pub(crate) fn split(bytes: &[u8], parts: &[Part]) -> Result<Pieces, String> {
+pub(crate) fn split(bytes: &[u8], parts: &[Part], constants: &Constants) -> Result<Pieces, String> {
     let plan = Plan::new(Functions::of(&parse(bytes)?)?, parts)?;
     let names = Names::of(&plan);
     let mut hasher = DefaultHasher::new();
     bytes.hash(&mut hasher);
     let pool = format!("{:08x}", hasher.finish() as u32);
-    let first = first(parse(bytes)?, &plan, &names)?;
+    let mut whole = parse(bytes)?;
+    let constants = constants.take(&mut whole)?;
+    let first = first(whole, &plan, &names)?;
     let parts = plan.masks.iter().enumerate().map(|(part, &mask)| {
         let module = Piece { module: parse(bytes)?, pool: &pool };
-        Ok((module.part(&plan, &names, part)?, mask))
+        Ok((module.part(&plan, &names, part, &constants)?, mask))
     });
     let parts = parts.collect::<Result<_, String>>()?;
     Ok(Pieces { first, parts, pool })
@@ -189,7 +193,7 @@ struct Piece<'a> {
 }
 
 impl Piece<'_> {
-    fn part(mut self, plan: &Plan, names: &Names, part: usize) -> Result<Vec<u8>, String> {
+    fn part(mut self, plan: &Plan, names: &Names, part: usize, constants: &[Taken]) -> Result<Vec<u8>, String> {
         let ids = ids(&self.module);
         self.clear();
         for (name, item) in shared(&self.module) {
@@ -206,6 +210,7 @@ impl Piece<'_> {
             }
         }
         fill_slots(&mut self.module, plan, part, &ids)?;
+        constants.iter().filter(|taken| taken.part == part).try_for_each(|taken| taken.put(&mut self.module))?;
         passes::gc::run(&mut self.module);
         Ok(self.module.emit_wasm())
     }
