@@ -263,3 +263,75 @@ fn a_refcount_block_that_was_a_table_too_is_written_anew() {
     let outcome = qcowkit_trial::repairs::trial(129, 200);
     assert!(outcome.states > 20 && outcome.faults.is_empty(), "{:?}", outcome.faults);
 }
+
+/// What is moved out of a shared cluster is there before the cluster is changed: a snapshot table that was an L2 table too
+/// lost its snapshot, and then the L2 table was dropped, when an entry had reached the disk before the header that names
+/// the new snapshot table. Found by `cargo xtask crash repair --seed 410`; the others came later.
+#[test]
+fn nothing_is_changed_before_what_shares_its_cluster_has_moved() {
+    for seed in [410, 200_339, 200_487, 200_792, 202_400, 202_729] {
+        let outcome = qcowkit_trial::repairs::trial(seed, 800);
+        assert!(outcome.states > 100 && outcome.faults.is_empty(), "{seed}: {:?}", outcome.complaints());
+    }
+    let (bytes, plan) = damaged(410).unwrap();
+    let recording = RecordingStorage::new(MemoryStorage::from_bytes(&bytes));
+    apply(&plan, &recording, false).unwrap();
+    let (_, events) = recording.into_parts();
+    let shared = get(&bytes, 64);
+    let place_of = |event: &StorageEvent| match event {
+        StorageEvent::Write { offset, .. } => Some(*offset),
+        _ => None,
+    };
+    let header = events.iter().position(|event| place_of(event) == Some(60)).unwrap();
+    let in_table = |event: &StorageEvent| place_of(event).is_some_and(|at| (shared..shared + CLUSTER).contains(&at));
+    let table = events.iter().position(in_table).unwrap();
+    assert!(header < table && events[header..table].contains(&StorageEvent::Barrier), "{events:#?}");
+}
+
+/// A header that names a wrong place for the snapshots does not cost the L2 table that lies there.
+#[test]
+fn a_snapshot_table_that_is_an_l2_table_costs_no_data() {
+    let sound = sound(3, 16);
+    let l1 = get(&sound, 40);
+    for index in [0, 2, 4] {
+        let mut bytes = sound.clone();
+        put(&mut bytes, 64, get(&sound, l1 + 8 * index) & !COPIED);
+        let before = readable(&MemoryStorage::from_bytes(&bytes));
+        assert!(!before.is_empty() && before.iter().all(Option::is_some));
+        let storage = MemoryStorage::from_bytes(&bytes);
+        apply(&make_plan(&storage).unwrap(), &storage, false).unwrap();
+        assert!(check(&storage, &read_header(&storage).unwrap(), &mut |_| ()).unwrap().is_clean());
+        assert_eq!(readable(&storage), before, "L1 entry {index}");
+    }
+}
+
+/// Where there is no room to move an L2 table out of a cluster that is data too, it stays as it is.
+#[test]
+fn a_table_that_cannot_be_moved_from_data_is_not_changed() {
+    let mut bytes = sound(3, 16);
+    let (l1, block) = (get(&bytes, 40), get(&bytes, get(&bytes, 48)));
+    let table = |index: u64| get(&bytes, l1 + 8 * index) & !COPIED;
+    let (broken, data) = (table(2), table(4));
+    let refcount = |bytes: &[u8], cluster: u64| get(bytes, block + 2 * cluster) >> 48;
+    let free: Vec<u64> = (1..bytes.len() as u64 / CLUSTER).filter(|&cluster| refcount(&bytes, cluster) == 0).collect();
+    // Guest clusters that nobody wrote take all that is free.
+    (0u64..).zip(&free).for_each(|(n, cluster)| put(&mut bytes, data + 8 * n, cluster * CLUSTER));
+    put(&mut bytes, data + 8 * 50, broken);
+    let entry = broken + 8 * 20;
+    let wrong = get(&bytes, entry) | 1 << 60;
+    put(&mut bytes, entry, wrong);
+    let device = MemoryStorage::block_device(bytes.len() as u64);
+    device.write_at(0, &bytes).unwrap();
+    let before = readable(&device);
+    let plan = make_plan(&device).unwrap();
+    assert!(plan.after.corruptions > 0 && plan.findings.iter().any(|f| f.action == RepairAction::None));
+    apply(&plan, &device, false).unwrap();
+    let now = readable(&device);
+    let lost = before.iter().zip(&now).position(|(before, now)| before.is_some() && before != now);
+    assert!(lost.is_none() && before.iter().filter(|read| read.is_none()).count() == 1, "{lost:?}");
+    // With room it moves, and all is well.
+    let storage = MemoryStorage::from_bytes(&bytes);
+    apply(&make_plan(&storage).unwrap(), &storage, false).unwrap();
+    assert!(check(&storage, &read_header(&storage).unwrap(), &mut |_| ()).unwrap().is_clean());
+    assert!(readable(&storage).iter().zip(&before).all(|(now, before)| before.is_none() || now == before));
+}

@@ -47,7 +47,7 @@ pub(super) fn repair_bitmaps<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> Re
         if dropped.iter().any(|(gone, _)| gone == bitmap) {
             continue;
         }
-        bench.edit(Stage::Link, table.saturating_add(index.saturating_mul(8)), &[0; 8])?;
+        bench.edit(Stage::Entries, table.saturating_add(index.saturating_mul(8)), &[0; 8])?;
         if let Some(entry) = at.and_then(|at| bitmaps.get_mut(at)) {
             entry.flags = entry.flags.with(BitmapFlags::IN_USE);
             let owner = format!("bitmap {bitmap} ({})", entry.name);
@@ -106,7 +106,7 @@ fn rewrite_directory<S: ReadStorage>(bench: &mut Workbench<'_, S>, kept: &[Bitma
     data.extend([0; 4]);
     data.extend(u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_be_bytes());
     data.extend(place.to_be_bytes());
-    bench.edit(Stage::Link, at.saturating_add(8), &data)?;
+    bench.edit(Stage::Header, at.saturating_add(8), &data)?;
     bench.edit(Stage::Lower, AUTOCLEAR, &autoclear.bits().to_be_bytes())
 }
 
@@ -117,7 +117,7 @@ pub(super) fn forget_bitmaps<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> Re
     bench.edit(Stage::Raise, AUTOCLEAR, &without.bits().to_be_bytes())?;
     let last = area.extensions.last().is_some_and(|last| last.kind() == u32::from_be_bytes(BITMAPS_EXTENSION));
     if last && let Some(at) = extension_place(bench)? {
-        bench.edit(Stage::Link, at, &[0; 4])?;
+        bench.edit(Stage::Header, at, &[0; 4])?;
     }
     Ok(())
 }

@@ -374,7 +374,7 @@ impl<S: ReadStorage> L2Entries<'_, '_, S> {
         if geometry.extended_l2() {
             bytes.extend(new.bitmap.to_be_bytes());
         }
-        self.bench.edit(Stage::Link, at, &bytes)?;
+        self.bench.edit(Stage::Entries, at, &bytes)?;
         let guest = table.guest_offset(index, &geometry);
         let length = geometry.cluster_size().min(geometry.virtual_size().saturating_sub(guest));
         let finding = self.finding(table, raw, verdict.kind, verdict.action).at_guest(guest, length);
@@ -395,6 +395,9 @@ impl<S: ReadStorage> Visitor for L2Entries<'_, '_, S> {
 
     fn l2_run(&mut self, table: &L2Table, run: &L2Run) -> Result<()> {
         let geometry = self.bench.geometry;
+        if !is_own_table(self.bench, table) {
+            return Ok(());
+        }
         if !run.faults.is_empty() {
             let verdict = self.judge_faulty(table, run)?;
             // What is sound now may still lead where it must not: unaligned ones were judged with their place.
@@ -457,6 +460,12 @@ fn kind_of(error: EntryError) -> FindingKind {
     }
 }
 
+/// Whether nothing else lies in a table's cluster. There can be no room to move it; then it stays as it is, since each
+/// change would change the other thing too. What is left undone is told with all else that the check finds afterwards.
+fn is_own_table<S: ReadStorage>(bench: &Workbench<'_, S>, table: &L2Table) -> bool {
+    bench.references(bench.cluster(table.host_offset)) <= table.uses.total()
+}
+
 /// The flags of entries, once refcounts are what they will be.
 pub(super) fn repair_copied<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> Result<()> {
     let area = bench.area()?;
@@ -491,7 +500,7 @@ impl<S: ReadStorage> CopiedFlags<'_, '_, S> {
 impl<S: ReadStorage> Visitor for CopiedFlags<'_, '_, S> {
     fn reference(&mut self, reference: &HostReference) -> Result<()> {
         let geometry = self.bench.geometry;
-        let stage = |set| if set { Stage::Copied } else { Stage::Link };
+        let stage = |set, floor| if set { Stage::Copied } else { floor };
         match &reference.source {
             Source::L1(slot) if slot.owner == crate::operations::walk::L1Owner::Active => {
                 let offset = reference.host_offset;
@@ -503,12 +512,12 @@ impl<S: ReadStorage> Visitor for CopiedFlags<'_, '_, S> {
                 }
                 let entry = HostRef { offset: HostOffset::new(offset), copied: sole };
                 let raw = crate::format::L1Entry::Table(entry).encode();
-                self.bench.edit(stage(sole), at, &raw.to_be_bytes())?;
+                self.bench.edit(stage(sole, Stage::Tables), at, &raw.to_be_bytes())?;
                 let guest = geometry.guest_start(geometry.cluster_at(slot.index, 0)).get();
                 let length = geometry.l2_coverage().min(geometry.virtual_size().saturating_sub(guest));
                 self.note(sole, Structure::L1Table, owner_name(slot.owner), offset, (guest, length));
             }
-            Source::L2(slot) if slot.table.uses.active > 0 => {
+            Source::L2(slot) if slot.table.uses.active > 0 && is_own_table(self.bench, &slot.table) => {
                 let L2Entry::Plain { host: Some(host), .. } = slot.entry else { return Ok(()) };
                 let in_data_file = reference.target == Structure::DataFile;
                 let first = self.bench.cluster(host.offset.get());
@@ -521,7 +530,7 @@ impl<S: ReadStorage> Visitor for CopiedFlags<'_, '_, S> {
                     let entry = L2Entry::examine(raw, &geometry).0.with_copied(sole).encode(&geometry);
                     let index = slot.index.saturating_add(n);
                     let at = slot.table.host_offset.saturating_add(index.saturating_mul(geometry.l2_entry_size()));
-                    self.bench.edit(stage(sole), at, &entry.descriptor.to_be_bytes())?;
+                    self.bench.edit(stage(sole, Stage::Entries), at, &entry.descriptor.to_be_bytes())?;
                     let guest = slot.table.guest_offset(index, &geometry);
                     let length = geometry.cluster_size().min(geometry.virtual_size().saturating_sub(guest));
                     let offset = host.offset.get().saturating_add(n.saturating_mul(geometry.cluster_size()));

@@ -106,7 +106,7 @@ pub(super) fn repair_l1_place<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> R
     let finding = |action| RepairFinding::new(FindingKind::HeaderField, Structure::L1Table, action, "header");
     if entries > needed && tail_is_wrong(bench, offset, needed, entries) {
         let size = u32::try_from(needed).unwrap_or(u32::MAX);
-        bench.edit(Stage::Link, L1_SIZE, &size.to_be_bytes())?;
+        bench.edit(Stage::Header, L1_SIZE, &size.to_be_bytes())?;
         bench.note(finding(RepairAction::CorrectHeader).at_host(L1_SIZE, 4).saying(format!(
             "the L1 table has {entries} entries, {needed} are needed, and the others are not its own"
         )));
@@ -131,7 +131,7 @@ pub(super) fn repair_l1_place<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> R
     let (size, at) = field.split_at_mut(4);
     size.copy_from_slice(&u32::try_from(needed).unwrap_or(u32::MAX).to_be_bytes());
     at.copy_from_slice(&place.get().to_be_bytes());
-    bench.edit(Stage::Link, L1_SIZE, &field)?;
+    bench.edit(Stage::Header, L1_SIZE, &field)?;
     bench.note(finding(RepairAction::MoveL1Table).at_host(offset, bytes).at_guest(0, geometry.virtual_size()).saying(
         if shared {
             "something else lies in the clusters of the active L1 table"

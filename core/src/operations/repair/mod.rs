@@ -169,7 +169,7 @@ fn plan_once(
     bench.trust_refcounts = !table_lost && settle::structures_are_sound(&bench, &bench.old, &table, &unreadable)?;
     for fix in early {
         if fix.at != REFCOUNT_TABLE {
-            bench.edit(Stage::Link, fix.at, fix.bytes.get(..fix.length).unwrap_or_default())?;
+            bench.edit(Stage::Header, fix.at, fix.bytes.get(..fix.length).unwrap_or_default())?;
         }
         bench.note(fix.finding);
     }

@@ -187,7 +187,7 @@ pub(super) fn relink<S: ReadStorage>(bench: &mut Workbench<'_, S>, table: u64, g
         return Err(Error::invalid(format!("guest offset {guest:#x} has an L2 table already")));
     }
     let entry = HostRef { offset: HostOffset::new(table), copied: false };
-    bench.edit(Stage::Link, at, &L1Entry::Table(entry).encode().to_be_bytes())?;
+    bench.edit(Stage::Tables, at, &L1Entry::Table(entry).encode().to_be_bytes())?;
     bench.add_references(bench.cluster(table), 1);
     bench.note(
         RepairFinding::new(FindingKind::OrphanedTable, Structure::L2Table, RepairAction::RelinkTable, "active")

@@ -91,7 +91,7 @@ fn name_table<S: ReadStorage>(bench: &mut Workbench<'_, S>, count: u32, place: u
     let mut field = Vec::with_capacity(12);
     field.extend(count.to_be_bytes());
     field.extend(place.to_be_bytes());
-    bench.edit(Stage::Link, SNAPSHOT_FIELDS, &field)
+    bench.edit(Stage::Header, SNAPSHOT_FIELDS, &field)
 }
 
 /// The entries of the table, and whether they are other than the header and their lengths say.

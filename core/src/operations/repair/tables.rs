@@ -187,14 +187,17 @@ impl<S: ReadStorage> L1Entries<'_, '_, S> {
             return self.judge_unaligned(offset, copied, uses).map(Some);
         }
         let cluster = self.bench.cluster(offset);
-        if let Some(structure) = self.places.fixed_at(cluster) {
-            return drop(FindingKind::Overlap, format!("the L2 table at {offset:#x} lies on the {structure}"));
-        }
-        if self.places.is_refcounts(cluster)
-            && !shape_of(self.bench.overlay, &geometry, self.bench.overlay.len()?, offset)?.may_be_table()
-        {
-            let what = format!("the L2 table at {offset:#x} lies on the refcounts, and does not look like a table");
-            return drop(FindingKind::Overlap, what);
+        let fixed = self.places.fixed_at(cluster);
+        let on = fixed.or_else(|| self.places.is_refcounts(cluster).then_some(Structure::RefcountBlock));
+        if let Some(structure) = on {
+            // Which of the two was meant to be there, only the bytes can tell: a header that names a wrong place must not
+            // cost a table.
+            let shape = shape_of(self.bench.overlay, &geometry, self.bench.overlay.len()?, offset)?;
+            if cluster == 0 || !shape.may_be_table() {
+                let what =
+                    format!("the L2 table at {offset:#x} lies on the {structure}, and does not look like a table");
+                return drop(FindingKind::Overlap, what);
+            }
         }
         let as_table = self.table_uses.get(&offset).copied().unwrap_or(0);
         if self.bench.references(cluster) > as_table && !self.bench.taken.contains(&cluster) {
@@ -275,7 +278,7 @@ impl<S: ReadStorage> L1Entries<'_, '_, S> {
         let Some(at) = self.places.l1_entry(slot.owner, slot.index) else { return Ok(()) };
         let geometry = self.bench.geometry;
         let raw = verdict.new.map_or(L1Entry::Unallocated, L1Entry::Table).encode();
-        self.bench.edit(Stage::Link, at, &raw.to_be_bytes())?;
+        self.bench.edit(Stage::Tables, at, &raw.to_be_bytes())?;
         let guest = geometry.guest_start(geometry.cluster_at(slot.index, 0)).get();
         let length = geometry.l2_coverage().min(geometry.virtual_size().saturating_sub(guest));
         self.bench.note(

@@ -18,6 +18,11 @@ const MAX_EDIT_BYTES: u64 = 1 << 30;
 const MAX_COPIES: u64 = 4096;
 
 /// When a change may be written: a barrier stands between two stages.
+///
+/// What lies in one cluster with something else moves to a place of its own before anything is changed there. The move is
+/// a change one floor above: a header field for a table that the header names, an L1 entry for an L2 table, an L2 entry for
+/// data. So the floors are changed from the top down, and none before the one above it is durable: a cluster is changed
+/// only when nothing else reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Stage {
     /// Into clusters that nothing refers to.
@@ -26,8 +31,12 @@ pub(super) enum Stage {
     Raise,
     /// The header names a new refcount structure.
     Switch,
-    /// Entries and header fields.
-    Link,
+    /// Header fields: where the tables are.
+    Header,
+    /// L1 entries.
+    Tables,
+    /// Entries of L2 tables and of bitmap tables.
+    Entries,
     /// Refcounts become lower.
     Lower,
     /// COPIED flags are set.
@@ -37,8 +46,17 @@ pub(super) enum Stage {
 }
 
 impl Stage {
-    pub(super) const ALL: [Self; 7] =
-        [Self::Unreachable, Self::Raise, Self::Switch, Self::Link, Self::Lower, Self::Copied, Self::Seal];
+    pub(super) const ALL: [Self; 9] = [
+        Self::Unreachable,
+        Self::Raise,
+        Self::Switch,
+        Self::Header,
+        Self::Tables,
+        Self::Entries,
+        Self::Lower,
+        Self::Copied,
+        Self::Seal,
+    ];
 }
 
 /// Bytes that are written at a place.
