@@ -281,15 +281,24 @@ impl<S: Storage> Image<S> {
         if step.changed {
             self.metadata.writable_table(&self.storage, context.geometry.l1_index(cluster))?;
         }
-        if let Release::Refs(range) = step.release {
-            // First the reference, which can turn out to be corrupt; only then the entry.
-            let (first, count) = host_clusters(range, context);
-            let pass = matches!(step.host_op, HostOp::AfterCommit(_));
-            self.metadata.release(&self.storage, Quarantined { first, count, pass })?;
-            self.unpacked = None;
+        let release = match step.release {
+            Release::Refs(range) => {
+                let (first, count) = host_clusters(range, context);
+                Some(Quarantined { first, count, pass: matches!(step.host_op, HostOp::AfterCommit(_)) })
+            }
+            Release::None => None,
+        };
+        // A reference can turn out to be corrupt, and then the entry stays; an entry that cannot be changed keeps its
+        // reference.
+        if let Some(release) = release {
+            self.metadata.refuse_unreferenced(&self.storage, release)?;
         }
         if step.changed {
             self.metadata.set_entry(&self.storage, cluster, step.entry)?;
+        }
+        if let Some(release) = release {
+            self.metadata.release_sound(release);
+            self.unpacked = None;
         }
         match step.host_op {
             HostOp::None => Ok(()),

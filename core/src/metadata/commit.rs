@@ -154,6 +154,14 @@ impl Metadata {
     /// # Errors
     /// When a refcount is 0 already: the image is corrupt, and nothing was changed here.
     pub(crate) fn release(&mut self, storage: &impl ReadStorage, release: Quarantined) -> Result<()> {
+        self.refuse_unreferenced(storage, release)?;
+        self.release_sound(release);
+        Ok(())
+    }
+
+    /// What [`Metadata::release`] asks before it does anything: for those who still have to take the reference out of
+    /// memory, which can fail too.
+    pub(crate) fn refuse_unreferenced(&mut self, storage: &impl ReadStorage, release: Quarantined) -> Result<()> {
         for n in 0..release.count {
             let cluster = release.first.saturating_add(n);
             if self.refcounts.get(storage, cluster)? == 0 {
@@ -161,8 +169,12 @@ impl Metadata {
                     .at_host(self.geometry.host_start(cluster).get()));
             }
         }
-        self.quarantine.add(release);
         Ok(())
+    }
+
+    /// What [`Metadata::refuse_unreferenced`] did not refuse.
+    pub(crate) fn release_sound(&mut self, release: Quarantined) {
+        self.quarantine.add(release);
     }
 
     /// Whether an operation should commit before it makes more dirty.

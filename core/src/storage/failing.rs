@@ -42,8 +42,32 @@ pub struct FailureRule {
     scope: FailureScope,
     nth: u64,
     from_then_on: bool,
-    half_written: bool,
+    part: Part,
     kind: StorageErrorKind,
+}
+
+/// What a write that fails has written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Nothing,
+    Half,
+    Sectors,
+}
+
+impl Part {
+    /// How many bytes of a write.
+    fn of(self, offset: u64, length: usize) -> usize {
+        let half = length / 2;
+        match self {
+            Self::Nothing => 0,
+            Self::Half => half,
+            Self::Sectors => {
+                let end = offset.saturating_add(u64::try_from(half).unwrap_or(u64::MAX));
+                let begun = end.checked_rem(512).unwrap_or(0);
+                half.saturating_sub(usize::try_from(begun).unwrap_or(usize::MAX))
+            }
+        }
+    }
 }
 
 impl FailureRule {
@@ -51,7 +75,7 @@ impl FailureRule {
     #[must_use]
     pub fn nth(scope: FailureScope, nth: u64) -> Self {
         let kind = StorageErrorKind::Other("failed on purpose".into());
-        Self { scope, nth, from_then_on: false, half_written: false, kind }
+        Self { scope, nth, from_then_on: false, part: Part::Nothing, kind }
     }
 
     /// The calls after it fail too.
@@ -64,7 +88,15 @@ impl FailureRule {
     /// A write that fails has written the first half of its bytes.
     #[must_use]
     pub fn half_written(mut self) -> Self {
-        self.half_written = true;
+        self.part = Part::Half;
+        self
+    }
+
+    /// A write that fails has written half of its sectors of 512 bytes: nothing, where it lies in one. So do disks, and
+    /// files on them.
+    #[must_use]
+    pub fn torn(mut self) -> Self {
+        self.part = Part::Sectors;
         self
     }
 
@@ -237,8 +269,9 @@ impl<S: Storage> Storage for FailingStorage<S> {
     fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), StorageError> {
         let operation = StorageOperation::Write;
         if let Some(rule) = self.strike(operation) {
-            if rule.half_written {
-                self.inner.write_at(offset, from.split_at(from.len() / 2).0)?;
+            let written = rule.part.of(offset, from.len());
+            if written > 0 {
+                self.inner.write_at(offset, from.split_at(written).0)?;
             }
             return Err(self.failure(rule.kind, operation, Some(offset)));
         }
@@ -328,6 +361,17 @@ mod tests {
         disk.fail(FailureRule::nth(FailureScope::Any, 1).half_written());
         disk.write_at(0, b"abcd").unwrap_err();
         assert_eq!(disk.inner().to_vec().unwrap(), b"ab");
+    }
+
+    #[test]
+    fn half_of_the_sectors() {
+        for (offset, length, written) in [(0, 512, 0), (0, 1024, 512), (500, 20, 0), (500, 40, 12), (100, 3000, 1436)] {
+            let disk = FailingStorage::new(MemoryStorage::new());
+            disk.fail(FailureRule::nth(FailureScope::Any, 1).torn());
+            disk.write_at(offset, &vec![7; length]).unwrap_err();
+            let left = if written == 0 { 0 } else { offset + written };
+            assert_eq!(disk.inner().len().unwrap(), left, "{length} bytes at {offset}");
+        }
     }
 
     #[test]
