@@ -136,7 +136,7 @@ impl<S: Storage> Image<S> {
         };
         self.unpacked = None;
         // The tables of the old tree are none of ours any more: at once, whatever fails from here on.
-        self.metadata.guard(&self.storage)?;
+        self.metadata.guard_anew(&self.storage)?;
         let pass = self.options.policy.passes(DiscardType::Snapshot);
         let released = self.metadata.release_tree(&self.storage, &old.l1, pass);
         let l1_released = self.release_table(old.offset, bytes_of(&old.l1), pass);
@@ -184,7 +184,7 @@ impl<S: Storage> Image<S> {
     /// Makes all of it durable, and remembers where tables are now.
     fn settle(&mut self) -> Result<()> {
         self.flush()?;
-        self.metadata.guard(&self.storage)
+        self.metadata.guard_anew(&self.storage)
     }
 
     fn snapshot_table(&self) -> Result<Table> {

@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 
 use super::snapshot_table::{read_snapshots, snapshot_places};
 use super::{Metadata, OverlapChecks};
-use crate::error::{Error, Result, Structure};
+use crate::error::{Error, ErrorKind, Result, Structure};
 use crate::format::{HostCluster, HostOffset, IncompatibleFeatures, L1Entry, MAX_L1_BYTES};
 use crate::storage::{ReadStorage, Storage};
 
@@ -87,10 +87,34 @@ pub(super) struct Inactive {
     tables: TableSet,
 }
 
+/// Nothing in place of what makes no sense; a storage that fails is told.
+fn sensible<T: Default>(read: Result<T>) -> Result<T> {
+    match read {
+        Err(error) if !matches!(error.kind(), ErrorKind::Storage(_)) => Ok(T::default()),
+        other => other,
+    }
+}
+
 impl Metadata {
-    /// Remembers where the tables are; refuses an image in which they lie on each other. Before the first change, and
-    /// whenever the tables have become others.
+    /// Remembers where the tables are; refuses an image in which they lie on each other. Before the first change.
+    ///
+    /// # Errors
+    /// Such an image; a storage that fails: what snapshots have would not be protected.
     pub(crate) fn guard(&mut self, storage: &impl ReadStorage) -> Result<()> {
+        self.guard_active()?;
+        self.inactive = self.find_inactive(storage)?;
+        Ok(())
+    }
+
+    /// The same whenever the tables have become others. What was done is done: a storage that fails now leaves what
+    /// snapshots have unprotected.
+    pub(crate) fn guard_anew(&mut self, storage: &impl ReadStorage) -> Result<()> {
+        self.guard_active()?;
+        self.inactive = self.find_inactive(storage).unwrap_or_else(|_| self.no_inactive());
+        Ok(())
+    }
+
+    fn guard_active(&mut self) -> Result<()> {
         let fixed = self.fixed_places();
         for (n, &(first, count, structure)) in fixed.iter().enumerate() {
             for &(other_first, other_count, other) in fixed.iter().skip(n.saturating_add(1)) {
@@ -109,44 +133,50 @@ impl Metadata {
         }
         let decoded = self.l1.iter().filter_map(|&raw| L1Entry::decode(raw, &self.geometry).ok()?.table());
         self.tables = TableSet::new(decoded.map(|table| self.geometry.host_cluster(table.offset).get()));
-        self.inactive = self.find_inactive(storage);
         Ok(())
     }
 
-    /// What snapshots have. A table that cannot be read protects nothing: a check tells of it.
-    fn find_inactive(&self, storage: &impl ReadStorage) -> Inactive {
+    fn no_inactive(&self) -> Inactive {
         let header = &self.header.header;
-        let mut found = Inactive { table: (header.snapshots_offset, header.snapshot_count), ..Inactive::default() };
+        Inactive { table: (header.snapshots_offset, header.snapshot_count), ..Inactive::default() }
+    }
+
+    /// What snapshots have. A table that makes no sense protects nothing: a check tells of it.
+    fn find_inactive(&self, storage: &impl ReadStorage) -> Result<Inactive> {
+        let header = &self.header.header;
+        let mut found = self.no_inactive();
         let wanted = OverlapChecks::SNAPSHOT_TABLE.with(OverlapChecks::INACTIVE_L1).with(OverlapChecks::INACTIVE_L2);
         if header.snapshot_count == 0 || self.overlap.without(wanted) == self.overlap {
-            return found;
+            return Ok(found);
         }
-        for (first, count, structure) in snapshot_places(header, &self.geometry, storage).unwrap_or_default() {
+        for (first, count, structure) in sensible(snapshot_places(header, &self.geometry, storage))? {
             let place = found.places.entry(first.get()).or_insert((count, structure));
             place.0 = place.0.max(count);
             found.longest = found.longest.max(count);
         }
         if self.overlap.contains(OverlapChecks::INACTIVE_L2) {
-            found.tables = TableSet::new(self.inactive_tables(storage).into_iter());
+            found.tables = TableSet::new(self.inactive_tables(storage)?.into_iter());
         }
-        found
+        Ok(found)
     }
 
-    fn inactive_tables(&self, storage: &impl ReadStorage) -> Vec<u64> {
+    fn inactive_tables(&self, storage: &impl ReadStorage) -> Result<Vec<u64>> {
         let mut tables = BTreeSet::new();
-        for snapshot in read_snapshots(&self.header.header, storage).unwrap_or_default() {
-            let bytes = u64::from(snapshot.l1_size).saturating_mul(8).min(MAX_L1_BYTES);
-            let mut l1 = alloc::vec![0u8; usize::try_from(bytes).unwrap_or(0)];
-            if storage.read_at(snapshot.l1_table_offset, &mut l1).is_err() {
+        let length = storage.len()?;
+        for snapshot in sensible(read_snapshots(&self.header.header, storage))? {
+            if snapshot.l1_table_offset >= length {
                 continue;
             }
+            let bytes = u64::from(snapshot.l1_size).saturating_mul(8).min(MAX_L1_BYTES);
+            let mut l1 = alloc::vec![0u8; usize::try_from(bytes).unwrap_or(0)];
+            storage.read_at(snapshot.l1_table_offset, &mut l1)?;
             let (entries, _) = l1.as_chunks::<8>();
             let decoded = entries
                 .iter()
                 .filter_map(|raw| L1Entry::decode(u64::from_be_bytes(*raw), &self.geometry).ok()?.table());
             tables.extend(decoded.map(|table| self.geometry.host_cluster(table.offset).get()));
         }
-        tables.into_iter().collect()
+        Ok(tables.into_iter().collect())
     }
 
     /// Refuses clusters that hold tables of the active image.
