@@ -5,10 +5,9 @@ use qcowkit_core::ErrorKind;
 use qcowkit_core::format::HeaderArea;
 use qcowkit_core::image::{AmendOptions, CreateOptions, Image};
 use qcowkit_core::operations::check;
-use qcowkit_core::storage::{
-    FailingStorage, FailureRule, FailureScope, MemoryStorage, Storage, StorageErrorKind, StorageOperation,
-};
+use qcowkit_core::storage::{FailingStorage, MemoryStorage, Storage};
 use qcowkit_trial::amend::{Base, SIZE, assert_amended, base, cases, create, open, options};
+use qcowkit_trial::failures::{Struck, each_fault};
 use qcowkit_trial::session::open_over;
 use qcowkit_trial::snapshot::view_of_snapshot;
 use qcowkit_trial::walk::walk;
@@ -20,7 +19,8 @@ fn contents<S: qcowkit_core::storage::Storage>(image: &mut Image<S>) -> Vec<u8> 
 }
 
 /// Amends while one rule holds; whether it struck.
-fn fail_once(name: &str, base: &Base, amend: &AmendOptions, rule: &FailureRule) -> bool {
+fn fail_once(name: &str, base: &Base, amend: &AmendOptions, fault: &Struck) -> bool {
+    let rule = &fault.rule;
     let disk = MemoryStorage::from_bytes(&base.bytes);
     let below = base.backing.as_ref().map(|b| MemoryStorage::from_bytes(b));
     let failing = below.as_ref().map(|below| (FailingStorage::new(below), base.scenario.backing));
@@ -29,10 +29,7 @@ fn fail_once(name: &str, base: &Base, amend: &AmendOptions, rule: &FailureRule) 
     let done = image.amend(amend, &mut |_, _| ());
     let struck = image.storage().failures() > 0;
     image.storage().heal();
-    match &done {
-        Ok(()) => {}
-        Err(error) => assert!(struck, "{name}, {rule:?}: failed by itself: {error}"),
-    }
+    fault.answered(&done, struck).unwrap_or_else(|why| panic!("{name}, {rule:?}: {why}"));
     let poisoned = done.as_ref().is_err_and(|error| matches!(error.kind(), ErrorKind::Poisoned(_)));
     let mut content = base.content.clone();
     if poisoned {
@@ -68,25 +65,12 @@ fn fail_once(name: &str, base: &Base, amend: &AmendOptions, rule: &FailureRule) 
 
 #[test]
 fn every_call_may_fail() {
-    let scopes = [
-        FailureScope::WriteSide,
-        FailureScope::Only(StorageOperation::Barrier),
-        FailureScope::Only(StorageOperation::Read),
-    ];
     let mut failures = 0;
     for (name, create, backing, snapshot, amend) in cases() {
         let base = base(&create, backing, snapshot, 7);
-        for scope in scopes {
-            for nth in 1.. {
-                let rule = FailureRule::nth(scope, nth).with_kind(StorageErrorKind::NoSpace);
-                if !fail_once(name, &base, &amend, &rule) {
-                    break;
-                }
-                failures += 1;
-            }
-        }
+        failures += each_fault(&["read"], |fault| Ok(fail_once(name, &base, &amend, fault)));
     }
-    assert!(failures > 300, "{failures}");
+    assert!(failures > 800, "{failures}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use qcowkit_core::image::{CreateOptions, Image, OpenOptions};
 use qcowkit_core::metadata::{AllocationPolicy, DiscardPolicy, MetadataOptions, Unref};
 use qcowkit_core::storage::{CountingStorage, FailingStorage, FailureRule, MemoryStorage};
 use qcowkit_core::{Error, ErrorKind};
-use qcowkit_trial::failures::{SCOPES, each_failure};
+use qcowkit_trial::failures::{SCOPES, each_failure, each_fault};
 use qcowkit_trial::walk::walk;
 
 const SIZE: usize = 200 << 10;
@@ -175,7 +175,9 @@ fn run(rule: FailureRule, unref: Unref) -> Result<bool, String> {
 #[test]
 fn every_call_may_fail() {
     let policies = [Unref::Always, Unref::RetainUnshared];
-    let cases: u64 = policies.map(|unref| each_failure(&SCOPES, |rule| run(rule, unref))).iter().sum();
+    let any: u64 = policies.map(|unref| each_failure(&SCOPES, |rule| run(rule, unref))).iter().sum();
+    let faults: u64 = policies.map(|unref| each_fault(&[], |fault| run(fault.rule.clone(), unref))).iter().sum();
+    let cases = any + faults;
     println!("{cases} failures");
     assert!(cases > 500, "{cases}");
 }

@@ -7,7 +7,7 @@ use qcowkit_core::ErrorKind;
 use qcowkit_core::image::{CreateOptions, Image, NewSnapshot, OpenOptions, SnapshotSelector};
 use qcowkit_core::metadata::{AllocationPolicy, MetadataOptions};
 use qcowkit_core::storage::{FailingStorage, FailureRule, MemoryStorage};
-use qcowkit_trial::failures::{SCOPES, each_failure};
+use qcowkit_trial::failures::{SCOPES, each_failure, each_fault};
 use qcowkit_trial::walk::walk;
 
 const SIZE: usize = 60 << 10;
@@ -214,7 +214,7 @@ fn judge(base: &MemoryStorage, model: &Model) -> Result<(), String> {
 
 #[test]
 fn every_call_may_fail() {
-    let cases = each_failure(&SCOPES, run);
+    let cases = each_failure(&SCOPES, run) + each_fault(&[], |fault| run(fault.rule.clone()));
     println!("{cases} failures");
     assert!(cases > 500, "{cases}");
 }
