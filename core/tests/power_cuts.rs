@@ -64,6 +64,7 @@ cuts! {
     while_an_image_is_rebased: "rebase", "rebase", "rebase, packing";
     while_an_image_is_amended: "amend", "down, snapshot", "up", "narrower", "wider", "all at once";
     while_an_image_is_repaired: "repair", "repair";
+    while_tables_that_overlap_are_repaired: "repair-overlaps", "repair in one round", "repair in several rounds";
     while_passwords_come_and_go: "keys", "key slot added", "key slot erased";
 }
 

@@ -59,7 +59,7 @@ static DISKS: [Kind; 20] = disks! {
 };
 
 /// Whole operations, each on an image of its own.
-static OPERATIONS: [Kind; 7] = [
+static OPERATIONS: [Kind; 8] = [
     Kind {
         name: "data-files",
         what: "an external data file, raw or not: cuts of both files",
@@ -107,6 +107,14 @@ static OPERATIONS: [Kind; 7] = [
         budget: 60,
         least: 1550,
         trial: repairs::trial,
+    },
+    Kind {
+        name: "repair-overlaps",
+        what: "repair of images whose tables lie on each other, in several rounds",
+        sessions: 60,
+        budget: 100,
+        least: 3400,
+        trial: repairs::overlapping,
     },
     Kind {
         name: "keys",
