@@ -2,7 +2,7 @@
 
 use qcowkit_core::ErrorKind;
 use qcowkit_core::format::HeaderArea;
-use qcowkit_core::image::{CreateOptions, Image, OpenOptions, Preallocation};
+use qcowkit_core::image::{CreateOptions, Image, NewSnapshot, OpenOptions, Preallocation};
 use qcowkit_core::storage::{
     FailingStorage, FailureRule, FailureScope, MemoryStorage, Storage, StorageErrorKind, StorageOperation,
 };
@@ -116,5 +116,28 @@ fn preallocation_that_fails_leaves_a_sound_image_and_can_be_made_again() {
             },
         );
         assert!(failures > 20, "{failures}");
+    }
+}
+
+/// Where the snapshots' tables lie is read before the first write, so that nothing is written there. A read that fails is
+/// told, and made again by the next write.
+#[test]
+fn a_write_without_knowing_the_snapshots_is_refused() {
+    let mut base = Image::create(MemoryStorage::new(), SIZE, &create()).unwrap();
+    base.write_at(10_000, &[9; 20_000]).unwrap();
+    base.create_snapshot(&NewSnapshot { name: "s".into(), ..NewSnapshot::default() }).unwrap();
+    let bytes = base.close().unwrap().to_vec().unwrap();
+    for nth in 1.. {
+        let mut image =
+            Image::open(FailingStorage::new(MemoryStorage::from_bytes(&bytes)), OpenOptions::default()).unwrap();
+        image.storage().fail(FailureRule::nth(FailureScope::Only(StorageOperation::Read), nth));
+        let done = image.write_at(200_000, &[7; 512]);
+        let struck = image.storage().failures() > 0;
+        assert_eq!(done.is_err(), struck, "read {nth}: {done:?}");
+        image.write_at(200_000, &[7; 512]).unwrap();
+        if !struck {
+            assert!(nth > 2, "{nth} reads");
+            break;
+        }
     }
 }

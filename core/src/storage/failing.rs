@@ -368,7 +368,7 @@ mod tests {
         for (offset, length, written) in [(0, 512, 0), (0, 1024, 512), (500, 20, 0), (500, 40, 12), (100, 3000, 1436)] {
             let disk = FailingStorage::new(MemoryStorage::new());
             disk.fail(FailureRule::nth(FailureScope::Any, 1).torn());
-            disk.write_at(offset, &vec![7; length]).unwrap_err();
+            disk.write_at(offset, &alloc::vec![7; length]).unwrap_err();
             let left = if written == 0 { 0 } else { offset + written };
             assert_eq!(disk.inner().len().unwrap(), left, "{length} bytes at {offset}");
         }
