@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use qcowkit_core::image::{CreateOptions, Image, NewSnapshot, OpenOptions, SnapshotSelector};
 use qcowkit_core::metadata::{AllocationPolicy, DiscardPolicy, MetadataOptions, Unref};
-use qcowkit_core::storage::{MemoryStorage, ReadStorage};
+use qcowkit_core::operations::inspect::{Inspector, Shown};
+use qcowkit_core::operations::lab::{LabConfig, LabDisk, LabOptions, MAX_LAB_CLUSTERS, Trace, TraceFormat, replay};
+use qcowkit_core::storage::{MemoryStorage, ReadStorage, Storage};
 use qcowkit_core::{ErrorKind, Result};
 use qcowkit_trial::snapshot::make_snapshot;
 use qcowkit_trial::walk::{COMPRESSED, COPIED, Fields, OFFSET, be64};
@@ -325,4 +327,45 @@ fn tables_on_other_tables_are_refused_before_the_first_write() {
         assert!(is_corrupt(&done), "field {at}, {value:#x}: {done:?}");
         assert!(storage.to_vec().unwrap() == bytes);
     }
+}
+
+/// Bitmaps that are all set cost a little for each page of bits; many of them on a large disk would cost gigabytes. They are
+/// refused where they would have to be kept in memory, and are listed and taken out all the same.
+#[test]
+fn many_bitmaps_that_are_all_set_have_a_limit() {
+    let mut image = Image::create(MemoryStorage::new(), 2 << 40, &CreateOptions::default()).unwrap();
+    let names: Vec<String> = (0..40).map(|n| format!("b{n}")).collect();
+    for name in &names {
+        image.add_bitmap(name, Some(512)).unwrap();
+    }
+    let storage = image.close().unwrap();
+    let Shown::Value(tables) = Inspector::new(&storage).bitmaps() else { panic!("no directory") };
+    for entry in tables.iter().map(|report| &report.entry) {
+        let ones: Vec<u8> = (0..entry.table_entries).flat_map(|_| 1u64.to_be_bytes()).collect();
+        storage.write_at(entry.table_offset, &ones).unwrap();
+    }
+    let mut image = Image::open(&storage, OpenOptions::default()).unwrap();
+    let refused = image.write_at(0, &[1; 512]);
+    assert!(matches!(&refused, Err(error) if matches!(error.kind(), ErrorKind::Limit(_))), "{refused:?}");
+    drop(image);
+    let mut image = Image::open(&storage, OpenOptions::default()).unwrap();
+    assert_eq!(image.bitmaps().unwrap().iter().filter(|bitmap| bitmap.dirty_bytes == Some(2 << 40)).count(), 40);
+    for name in &names[10..] {
+        image.remove_bitmap(name).unwrap();
+    }
+    image.write_at(0, &[1; 512]).unwrap();
+    image.close().unwrap();
+}
+
+/// The lab has bits for each guest cluster, and refuses a disk that claims more of them than it has bits for.
+#[test]
+fn a_disk_of_too_many_clusters_is_not_replayed() {
+    let trace = Trace::parse(b"write 0 64k\n", TraceFormat::QemuIo).unwrap();
+    let run = |size| {
+        let options = LabOptions::default();
+        replay(&trace, &LabDisk::Empty { size }, &LabConfig::unmap(), &options, &mut |_| ()).map(drop)
+    };
+    run(1 << 40).unwrap();
+    let refused = run((MAX_LAB_CLUSTERS + 1) << 16);
+    assert!(matches!(&refused, Err(error) if matches!(error.kind(), ErrorKind::Limit(_))), "{refused:?}");
 }

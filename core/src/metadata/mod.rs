@@ -535,7 +535,7 @@ pub(crate) fn refuse_repeats(l1: &[u64], geometry: &Geometry) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn read_l1(storage: &impl ReadStorage, offset: u64, entries: u32) -> Result<Vec<u64>> {
+pub(crate) fn read_l1(storage: &(impl ReadStorage + ?Sized), offset: u64, entries: u32) -> Result<Vec<u64>> {
     let entries = usize::try_from(entries).unwrap_or(usize::MAX);
     let length = entries.saturating_mul(8);
     if u64::try_from(length).unwrap_or(u64::MAX) > crate::format::MAX_L1_BYTES {

@@ -175,11 +175,11 @@ impl DirtyBits {
         let bits = cluster_size.saturating_mul(8);
         let first = index.saturating_mul(bits);
         let end = first.saturating_add(bits);
-        if self.next_bit(first, true).is_none_or(|next| next >= end) {
+        if self.next_bit_before(first, end, true).is_none() {
             return ClusterBits::Zeros;
         }
         // Tail bits must be zero, so that a cluster that is used in part cannot be "all ones".
-        if end <= self.len() && self.next_bit(first, false).is_none_or(|next| next >= end) {
+        if end <= self.len() && self.next_bit_before(first, end, false).is_none() {
             return ClusterBits::Ones;
         }
         let mut bytes = vec![0u8; usize::try_from(cluster_size).unwrap_or(0)];
@@ -303,7 +303,12 @@ impl DirtyBits {
 
     /// The first bit at or after `from` that is `set` or clear; `None` when there is none before the end.
     fn next_bit(&self, from: u64, set: bool) -> Option<u64> {
-        let len = self.len();
+        self.next_bit_before(from, self.len(), set)
+    }
+
+    /// The same before `end`: whoever asks cluster by cluster must not look through all the rest each time.
+    fn next_bit_before(&self, from: u64, end: u64, set: bool) -> Option<u64> {
+        let len = self.len().min(end);
         let mut at = from;
         while at < len {
             let page = at / PAGE_BITS;

@@ -7,6 +7,7 @@ use super::LabConfig;
 use super::replay::counting;
 use crate::error::{Error, ErrorKind, Result, Structure};
 use crate::image::{Found, Image, LayerFormat, Opener, Reference, Role, read_header};
+use crate::metadata::{read_l1, refuse_repeats};
 use crate::operations::walk::{Fault, HostReference, Visitor, walk};
 use crate::storage::{CallCount, CountingStorage, MemoryStorage, ReadStorage, Storage, StorageExtentKind};
 
@@ -43,6 +44,8 @@ impl Skeleton {
     pub fn of<S: ReadStorage + ?Sized>(storage: &S, data_file: Option<&dyn ReadStorage>) -> Result<Self> {
         let area = read_header(storage)?;
         let geometry = area.validate(Some(storage.len()?))?;
+        // Each reference to a table is a copy of it, and an image that opens has few tables twice.
+        refuse_repeats(&read_l1(storage, area.header.l1_table_offset, area.header.l1_size)?, &geometry)?;
         let memory = allocated_parts(storage)?;
         let mut copy = Copy { from: storage, to: &memory };
         copy.range(0, geometry.cluster_size())?;
