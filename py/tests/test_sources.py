@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import os
 import random
 import zipfile
 from collections.abc import Callable, Iterator
@@ -365,3 +366,17 @@ def test_a_backing_file_is_not_replaced_by_what_needs_it(tmp_path: Path) -> None
     ):
         image.save_as(base, overwrite=True)
     assert base.read_bytes() == before
+
+
+def test_only_files_are_replaced(tmp_path: Path) -> None:
+    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    qcowkit.create(tmp_path / "disk.qcow2", "1M").close()
+    with qcowkit.open(tmp_path / "disk.qcow2") as image:
+        for target in (pipe, folder):
+            for overwrite in (False, True):
+                with pytest.raises(InvalidArgumentError, match="only a file is replaced"):
+                    image.save_as(target, overwrite=overwrite)
+    assert pipe.is_fifo()
+    assert folder.is_dir()

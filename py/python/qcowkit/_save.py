@@ -49,7 +49,7 @@ class Save(Handle):
             FileExistsError: there is something, and `overwrite` was not said.
             TypeError: the target is neither.
             qcowkit.errors.LockedError: another program uses what would be replaced, a virtual machine for example.
-            qcowkit.errors.InvalidArgumentError: the image, or its chain, lies in what would be replaced.
+            qcowkit.errors.InvalidArgumentError: what would be replaced is no file, or one of this image and its chain.
             qcowkit.errors.UnsupportedError: guest data are in an external data file; :meth:`convert` copies them.
 
         >>> with qcowkit.open("disk.qcow2", "scratch") as image:

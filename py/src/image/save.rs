@@ -119,6 +119,10 @@ impl Image {
     /// Refuses to put another file in the place of one that is in use: by others, as a lock tells that is kept until it is
     /// done, or by this image. Only what scratch mode lies over may be replaced by what became of it: its lock is held.
     fn keep_replaceable(&self, image: &StoreImage, target: &Path) -> Result<Option<FileStorage>> {
+        if target.metadata().is_ok_and(|there| !there.is_file()) {
+            // As root, a device would be gone, for all programs of the machine.
+            return Err(Error::invalid("only a file is replaced, no folder, device or pipe"));
+        }
         let Ok(there) = FileStorage::open(target, FileAccess::Read) else { return Ok(None) };
         let identity = there.identity()?;
         if identity.is_some_and(|identity| shape::identities(image).contains(&identity)) {
