@@ -241,6 +241,13 @@ impl FileStorage {
         self.state.held_locks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether nothing changes the file as long as it is open so: this handle only reads, and a lock keeps out all others
+    /// that ask for one.
+    #[must_use]
+    pub fn is_still(&self) -> bool {
+        self.read_only && self.state.exclusive.load(Ordering::Acquire)
+    }
+
     /// Says that no other process changes the file, so that what is known of its holes may be kept.
     pub(crate) fn set_exclusive(&self, exclusive: bool) {
         self.state.exclusive.store(exclusive, Ordering::Release);

@@ -74,6 +74,39 @@ fn they_give_what_short_reads_give() {
 }
 
 #[test]
+fn several_places_are_filled_as_one() {
+    let folder = Folder::new();
+    let cluster = 65536;
+    let image = SharedImage::new(make(&folder, "places.qcow2", &CreateOptions::default()));
+    let mut whole = vec![0; SIZE as usize];
+    image.read_at(0, &mut whole).unwrap();
+    let (mut filled, mut cut) = (0, 0);
+    let mut rng = Rng::new(11);
+    for round in 0..300 {
+        let each = if round % 2 == 0 { cluster * (1 + rng.below(2) as usize) } else { 1 + rng.below(100_000) as usize };
+        let unit = if round % 2 == 0 { cluster as u64 } else { 1 };
+        let places = 1 + rng.below(12) as usize;
+        let last = SIZE - (each * places) as u64;
+        let offset = rng.below(last / unit + 1) * unit;
+        let mut memory = vec![0x5a; each * places];
+        let done = image.read_places_together(offset, memory.chunks_mut(each).collect()).unwrap();
+        if done {
+            assert!(memory == whole[offset as usize..offset as usize + memory.len()], "{each} x {places} at {offset}");
+            filled += 1;
+        } else {
+            assert!(round % 2 == 1, "whole clusters can always be filled");
+            assert!(memory.iter().all(|&byte| byte == 0x5a));
+            cut += 1;
+        }
+    }
+    assert!(filled > 150 && cut > 50, "{filled} filled, {cut} cut");
+    assert!(image.read_places_together(0, Vec::new()).unwrap());
+    let mut beyond = vec![0; 8192];
+    let error = image.read_places_together(SIZE - 4096, beyond.chunks_mut(4096).collect()).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::OutOfRange), "{error}");
+}
+
+#[test]
 fn of_several_errors_the_first_is_told() {
     let folder = Folder::new();
     let mut image = make(&folder, "broken.qcow2", &CreateOptions::default());

@@ -245,9 +245,8 @@ def report(outcomes: list[Outcome]) -> list[str]:
         "",
         "os.pread: the same bytes read from a raw file by Python itself, on one thread: hardly more than the copy out "
         f"of the page cache. This machine has {os.cpu_count()} cores; qcowkit shares out reads of 256 KiB or more, and "
-        "the unpacking of compressed clusters that are read in order. Shorter reads of plain data are done by the "
-        "thread that asks, so that they are at best as fast as os.pread. All libraries return new bytes from each "
-        "read: pyqcow has no call that fills a buffer.",
+        "the unpacking of compressed clusters that are read in order; of shorter reads in order, several at once. All "
+        "libraries return new bytes from each read: pyqcow has no call that fills a buffer.",
     ]
     return lines
 

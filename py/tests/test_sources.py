@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import os
 import random
 import zipfile
 from collections.abc import Callable, Iterator
@@ -333,3 +334,49 @@ def test_use_after_close_is_an_error(call: Callable[[qcowkit.Image], object], he
     with pytest.raises(ValueError, match="the image is closed"):
         call(image)
     assert hello.read_bytes() == before
+
+
+def test_a_file_in_use_is_not_replaced(tmp_path: Path) -> None:
+    used, other = tmp_path / "used.qcow2", tmp_path / "other.qcow2"
+    for path in (used, other):
+        qcowkit.create(path, "1M").close()
+    with qcowkit.open(used, "r+") as user:
+        inode = used.stat().st_ino
+        with qcowkit.open(other, "scratch") as image, pytest.raises(LockedError):
+            image.save_as(used, overwrite=True)
+        # Its own source too, if that was opened beside the lock of another.
+        with qcowkit.open(used, "scratch", lock=False) as image, pytest.raises(LockedError):
+            image.save_as(used, overwrite=True)
+        assert used.stat().st_ino == inode
+        user.write(0, b"still here")
+    with qcowkit.open(used) as image:
+        assert image.read(0, 10) == b"still here"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.qcow2", "used.qcow2"]
+
+
+def test_a_backing_file_is_not_replaced_by_what_needs_it(tmp_path: Path) -> None:
+    base, top = tmp_path / "base.qcow2", tmp_path / "top.qcow2"
+    with qcowkit.create(base, "1M") as image:
+        image.write(0, b"below")
+    qcowkit.create(top, backing=base, backing_format="qcow2").close()
+    before = base.read_bytes()
+    with (
+        qcowkit.open(top, "scratch", backing="same-dir") as image,
+        pytest.raises(InvalidArgumentError, match="a file of this image"),
+    ):
+        image.save_as(base, overwrite=True)
+    assert base.read_bytes() == before
+
+
+def test_only_files_are_replaced(tmp_path: Path) -> None:
+    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    qcowkit.create(tmp_path / "disk.qcow2", "1M").close()
+    with qcowkit.open(tmp_path / "disk.qcow2") as image:
+        for target in (pipe, folder):
+            for overwrite in (False, True):
+                with pytest.raises(InvalidArgumentError, match="only a file is replaced"):
+                    image.save_as(target, overwrite=overwrite)
+    assert pipe.is_fifo()
+    assert folder.is_dir()

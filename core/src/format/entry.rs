@@ -215,7 +215,7 @@ impl L2Entry {
     ///
     /// # Errors
     /// [`EntryError`]; QEMU's `check` calls each of them a corruption too.
-    #[inline]
+    #[inline(always)]
     pub fn decode(raw: RawL2Entry, geometry: &Geometry) -> Result<Self, EntryError> {
         // Most entries of most images.
         if raw == RawL2Entry::default() {
@@ -224,6 +224,7 @@ impl L2Entry {
         Self::decode_some(raw, geometry)
     }
 
+    #[inline(always)]
     fn decode_some(raw: RawL2Entry, geometry: &Geometry) -> Result<Self, EntryError> {
         if raw.descriptor & COMPRESSED != 0 {
             return Self::decode_compressed(raw, geometry);
@@ -254,6 +255,7 @@ impl L2Entry {
 
     /// Whether the descriptor `next` differs from `now` by `step` bytes of host offset and by nothing else: then it
     /// means the same, that much further on. For entries without subclusters that are not compressed.
+    #[inline]
     #[must_use]
     pub fn goes_on(now: u64, next: u64, step: u64) -> bool {
         // A carry out of the offset would change a flag.

@@ -226,7 +226,7 @@ impl<S: Storage> Image<S> {
             let most = in_step.min(last.saturating_sub(at));
             let mut runs: Vec<(L2Entry, u64)> = Vec::new();
             self.metadata.visit_runs(&self.storage, cluster, most, |entry, count| {
-                runs.push((entry.unwrap_or(L2Entry::UNALLOCATED), count));
+                runs.push((entry.copied().unwrap_or(L2Entry::UNALLOCATED), count));
                 true
             })?;
             let mut position = cluster;

@@ -12,9 +12,9 @@ impl<S: Storage> Image<S> {
         &mut self,
         first: GuestCluster,
         count: u64,
-        visit: impl FnMut(Option<L2Entry>, u64) -> bool,
+        mut visit: impl FnMut(Option<L2Entry>, u64) -> bool,
     ) -> Result<()> {
-        self.metadata.visit_runs(&self.storage, first, count, visit)
+        self.metadata.visit_runs(&self.storage, first, count, |entry, count| visit(entry.copied(), count))
     }
 
     /// The entry of one guest cluster in this layer.

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use super::{Image, Layer};
 use crate::error::{Error, ErrorKind, Result, Structure};
-use crate::format::{CompressedRange, Geometry, GuestOffset, HostOffset, L2Entry};
+use crate::format::{CompressedRange, Geometry, GuestOffset, HostOffset, L2Entry, Subclusters};
 use crate::storage::{ReadStorage, Storage, StorageExtentKind};
 
 /// What a run of guest bytes is.
@@ -124,7 +124,7 @@ impl<S: Storage> Image<S> {
             let visited = self.metadata.visit_runs(&self.storage, first, count, |entry, clusters| {
                 let cluster_start = geometry.guest_start(position).get();
                 let more = match entry {
-                    Some(entry) => run.cluster(cluster_start, entry) && run.more(cluster_start, clusters),
+                    Some(&entry) => run.cluster(cluster_start, entry) && run.more(cluster_start, clusters),
                     None => run.missing(cluster_start, clusters),
                 };
                 position = position.saturating_add(clusters);
@@ -194,7 +194,7 @@ impl<S: Storage> Image<S> {
                 // Once for each extent that ends here: one that begins takes at least a part of the entry.
                 loop {
                     let more = match entry {
-                        Some(entry) => run.cluster(cluster_start, entry) && run.more(cluster_start, clusters),
+                        Some(&entry) => run.cluster(cluster_start, entry) && run.more(cluster_start, clusters),
                         None => run.missing(cluster_start, clusters),
                     };
                     if more {
@@ -321,6 +321,7 @@ impl Run {
     }
 
     /// Adds the parts of one cluster; false once the run has ended.
+    #[inline(always)]
     fn cluster(&mut self, cluster_start: u64, entry: L2Entry) -> bool {
         match entry {
             L2Entry::Compressed(range) => {
@@ -332,32 +333,45 @@ impl Run {
                 false
             }
             L2Entry::Plain { host, parts } => {
-                let size = self.geometry.subcluster_size();
                 let host = host.map(|host| host.offset);
-                let bits = self.geometry.subclusters();
-                for part in 0..bits {
-                    let part_start = cluster_start.saturating_add(u64::from(part).saturating_mul(size));
-                    let part_end = part_start.saturating_add(size);
-                    if part_end <= self.end {
-                        continue;
-                    }
-                    if self.end >= self.limit {
-                        return false;
-                    }
-                    let bit = 1u32.wrapping_shl(part);
-                    let place = host.map(|host| host.saturating_add(self.end.saturating_sub(cluster_start)));
-                    let content = match place {
-                        Some(host_offset) if parts.allocated & bit != 0 => Content::Data { host_offset },
-                        host_offset if parts.zero & bit != 0 => Content::Zero { host_offset },
-                        Some(_) | None => Content::Unallocated,
-                    };
-                    if !self.add(content, part_end) {
-                        return false;
-                    }
+                // Mostly a cluster is one part.
+                if !self.geometry.extended_l2() {
+                    return self.part(cluster_start, self.geometry.cluster_size(), host, parts, 1);
                 }
-                true
+                let size = self.geometry.subcluster_size();
+                (0..self.geometry.subclusters()).all(|part| {
+                    let part_end = u64::from(part).saturating_add(1).saturating_mul(size);
+                    self.part(cluster_start, part_end, host, parts, 1u32.wrapping_shl(part))
+                })
             }
         }
+    }
+
+    /// Adds the part of a cluster that ends `part_end` bytes behind its begin, unless it lies in front of the run's end;
+    /// false once the run has ended.
+    #[inline(always)]
+    fn part(
+        &mut self,
+        cluster_start: u64,
+        part_end: u64,
+        host: Option<HostOffset>,
+        parts: Subclusters,
+        bit: u32,
+    ) -> bool {
+        let end = cluster_start.saturating_add(part_end);
+        if end <= self.end {
+            return true;
+        }
+        if self.end >= self.limit {
+            return false;
+        }
+        let place = host.map(|host| host.saturating_add(self.end.saturating_sub(cluster_start)));
+        let content = match place {
+            Some(host_offset) if parts.allocated & bit != 0 => Content::Data { host_offset },
+            host_offset if parts.zero & bit != 0 => Content::Zero { host_offset },
+            Some(_) | None => Content::Unallocated,
+        };
+        self.add(content, end)
     }
 
     /// Adds the clusters that go on like the one at `cluster_start`, which was added: `clusters` in all.

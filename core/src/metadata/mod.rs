@@ -31,7 +31,8 @@ use byteorder::{BigEndian, ByteOrder};
 
 use crate::error::{Error, ErrorKind, Result, Structure};
 use crate::format::{
-    Geometry, GuestCluster, HeaderArea, HostCluster, HostOffset, HostRef, L1Entry, L2Entry, MAX_REPEATED_L2_ENTRIES,
+    EntryError, Geometry, GuestCluster, HeaderArea, HostCluster, HostOffset, HostRef, L1Entry, L2Entry,
+    MAX_REPEATED_L2_ENTRIES,
 };
 use crate::storage::{ReadStorage, Storage};
 
@@ -242,25 +243,30 @@ impl Metadata {
         self.decode(self.slices.entry(slot, within), cluster, table.offset)
     }
 
+    // Called for each of millions of entries: not inlined, what it gives goes through memory in parts of several sizes, which
+    // takes as long as all the rest.
+    #[inline(always)]
     fn decode(&self, raw: crate::format::RawL2Entry, cluster: GuestCluster, table: HostOffset) -> Result<L2Entry> {
-        let refused = |what: alloc::string::String| {
-            let index = self.geometry.l2_index(cluster);
-            Err(Error::corrupt(Structure::L2Table, what)
-                .at_index(index)
-                .at_host(table.get().saturating_add(index.saturating_mul(self.geometry.l2_entry_size())))
-                .at_guest(self.geometry.guest_start(cluster).get()))
-        };
         match L2Entry::decode(raw, &self.geometry) {
+            Ok(entry) if !self.geometry.data_file() => Ok(entry),
             Ok(entry) => match entry.host() {
-                Some(host)
-                    if self.geometry.data_file() && host.offset.get() != self.geometry.guest_start(cluster).get() =>
-                {
-                    refused(alloc::format!("{}", crate::format::EntryError::DataFileOffset))
+                Some(host) if host.offset.get() != self.geometry.guest_start(cluster).get() => {
+                    Err(self.refused(EntryError::DataFileOffset, cluster, table))
                 }
                 Some(_) | None => Ok(entry),
             },
-            Err(error) => refused(alloc::format!("{error}")),
+            Err(error) => Err(self.refused(error, cluster, table)),
         }
+    }
+
+    /// An entry of an L2 table that has no meaning. Apart from [`Metadata::decode`], which is called for each entry.
+    #[cold]
+    fn refused(&self, why: EntryError, cluster: GuestCluster, table: HostOffset) -> Error {
+        let index = self.geometry.l2_index(cluster);
+        Error::corrupt(Structure::L2Table, alloc::format!("{why}"))
+            .at_index(index)
+            .at_host(table.get().saturating_add(index.saturating_mul(self.geometry.l2_entry_size())))
+            .at_guest(self.geometry.guest_start(cluster).get())
     }
 
     /// Calls `visit` with the entries of `count` guest clusters from `first` on, as long as it answers true, but not
@@ -304,17 +310,17 @@ impl Metadata {
         storage: &impl ReadStorage,
         first: GuestCluster,
         count: u64,
-        mut visit: impl FnMut(Option<L2Entry>, u64) -> bool,
+        mut visit: impl FnMut(Option<&L2Entry>, u64) -> bool,
     ) -> Result<()> {
         let l1_index = self.geometry.l1_index(first);
-        if l1_index >= self.l1_len() {
-            // A snapshot may claim a disk that is far larger than what its L1 table maps.
-            visit(None, count);
-            return Ok(());
-        }
-        let in_table = self.geometry.l2_entries().saturating_sub(self.geometry.l2_index(first));
-        let count = count.min(in_table);
-        let Some(table) = self.l2_table(l1_index)? else {
+        // A snapshot may claim a disk that is far larger than what its L1 table maps.
+        let (table, count) = if l1_index < self.l1_len() {
+            let in_table = self.geometry.l2_entries().saturating_sub(self.geometry.l2_index(first));
+            (self.l2_table(l1_index)?, count.min(in_table))
+        } else {
+            (None, count)
+        };
+        let Some(table) = table else {
             visit(None, count);
             return Ok(());
         };
@@ -329,7 +335,7 @@ impl Metadata {
         table: HostOffset,
         first: GuestCluster,
         count: u64,
-        mut visit: impl FnMut(L2Entry, u64) -> bool,
+        mut visit: impl FnMut(&L2Entry, u64) -> bool,
     ) -> Result<()> {
         let per_slice = self.slices.entries_per_slice();
         let mut done = 0u64;
@@ -337,18 +343,19 @@ impl Metadata {
             let cluster = first.saturating_add(done);
             let (slot, within) = self.slices.load(storage, table, self.geometry.l2_index(cluster))?;
             let here = count.saturating_sub(done).min(per_slice.saturating_sub(within)).max(1);
+            let entries = self.slices.entries(slot);
             let mut seen = 0u64;
             while seen < here {
                 let at = within.saturating_add(seen);
-                let entry = self.decode(self.slices.entry(slot, at), cluster.saturating_add(seen), table)?;
+                let entry = self.decode(entries.entry(at), cluster.saturating_add(seen), table)?;
                 let run = match entry {
                     L2Entry::Plain { host, .. } if !self.geometry.extended_l2() => {
                         let step = if host.is_some() { self.geometry.cluster_size() } else { 0 };
-                        self.slices.run_length(slot, at, here.saturating_sub(seen), step)
+                        entries.run_length(at, here.saturating_sub(seen), step)
                     }
                     L2Entry::Plain { .. } | L2Entry::Compressed(_) => 1,
                 };
-                if !visit(entry, run) {
+                if !visit(&entry, run) {
                     return Ok(());
                 }
                 seen = seen.saturating_add(run);

@@ -162,15 +162,14 @@ impl SliceCache {
         None
     }
 
+    /// The entries of a loaded slice.
+    pub(crate) fn entries(&self, slot: SliceSlot) -> Entries<'_> {
+        Entries { words: self.slots.get(slot.0).map_or(&[], |slice| &slice.words), wide: self.entry_words == 2 }
+    }
+
     /// The raw entry at `within` of a loaded slice.
     pub(crate) fn entry(&self, slot: SliceSlot, within: u64) -> RawL2Entry {
-        let Some(first) = self.word_position(within) else { return RawL2Entry::default() };
-        let Some(slice) = self.slots.get(slot.0) else { return RawL2Entry::default() };
-        let word = |at: usize| slice.words.get(at).copied().unwrap_or_default();
-        RawL2Entry {
-            descriptor: word(first),
-            bitmap: if self.entry_words == 2 { word(first.saturating_add(1)) } else { 0 },
-        }
+        self.entries(slot).entry(within)
     }
 
     /// Replaces the raw entry at `within` and marks the slice dirty.
@@ -185,17 +184,6 @@ impl SliceCache {
             *word = raw.bitmap;
         }
         self.dirty.insert(slice.key);
-    }
-
-    /// How many entries from `within` on, at most `limit` but at least one, each differ from the one before by `step`
-    /// bytes of host offset and by nothing else. For entries of one word.
-    pub(crate) fn run_length(&self, slot: SliceSlot, within: u64, limit: u64, step: u64) -> u64 {
-        let words = self.slots.get(slot.0).map_or(&[][..], |slice| &slice.words);
-        let words = usize::try_from(within).ok().and_then(|first| words.get(first..)).unwrap_or_default();
-        let words = usize::try_from(limit).ok().and_then(|limit| words.get(..limit)).unwrap_or(words);
-        let goes_on = |&(now, next): &(&u64, &u64)| L2Entry::goes_on(*now, *next, step);
-        let more = words.iter().zip(words.iter().skip(1)).take_while(goes_on).count();
-        u64::try_from(more).unwrap_or(0).saturating_add(1)
     }
 
     fn word_position(&self, within: u64) -> Option<usize> {
@@ -250,5 +238,40 @@ impl SliceCache {
                 slice.used = false;
             }
         }
+    }
+}
+
+/// The entries of one slice.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entries<'a> {
+    words: &'a [u64],
+    /// Extended entries, of two words.
+    wide: bool,
+}
+
+impl Entries<'_> {
+    /// The raw entry at `within`.
+    #[inline]
+    pub(crate) fn entry(self, within: u64) -> RawL2Entry {
+        let Ok(within) = usize::try_from(within) else { return RawL2Entry::default() };
+        let word = |at: usize| self.words.get(at).copied().unwrap_or_default();
+        match self.wide {
+            false => RawL2Entry { descriptor: word(within), bitmap: 0 },
+            true => {
+                let first = within.saturating_mul(2);
+                RawL2Entry { descriptor: word(first), bitmap: word(first.saturating_add(1)) }
+            }
+        }
+    }
+
+    /// How many entries from `within` on, at most `limit` but at least one, each differ from the one before by `step`
+    /// bytes of host offset and by nothing else. For entries of one word.
+    #[inline]
+    pub(crate) fn run_length(self, within: u64, limit: u64, step: u64) -> u64 {
+        let words = usize::try_from(within).ok().and_then(|first| self.words.get(first..)).unwrap_or_default();
+        let words = usize::try_from(limit).ok().and_then(|limit| words.get(..limit)).unwrap_or(words);
+        let goes_on = |&(now, next): &(&u64, &u64)| L2Entry::goes_on(*now, *next, step);
+        let more = words.iter().zip(words.iter().skip(1)).take_while(goes_on).count();
+        u64::try_from(more).unwrap_or(0).saturating_add(1)
     }
 }

@@ -335,8 +335,8 @@ impl Metadata {
         let mut index = 0u64;
         let first = self.geometry.cluster_at(l1_index, 0);
         self.visit_table_runs(storage, table, first, self.geometry.l2_entries(), |entry, count| {
-            if entry != L2Entry::UNALLOCATED {
-                runs.push(TableRun { index, entry, count });
+            if *entry != L2Entry::UNALLOCATED {
+                runs.push(TableRun { index, entry: *entry, count });
             }
             index = index.saturating_add(count);
             true

@@ -107,11 +107,14 @@ struct TicketState {
     /// The number of the next ticket, and the epoch of what is released before it is taken.
     next: u64,
     out: BTreeSet<u64>,
+    /// Those who wait for tickets to be given back: mostly nobody, and then nobody has to be woken, which is a call of the
+    /// system.
+    waiting: usize,
 }
 
 impl Tickets {
     fn new() -> Self {
-        Self { state: Mutex::new(TicketState { next: 0, out: BTreeSet::new() }), returned: Condvar::new() }
+        Self { state: Mutex::new(TicketState { next: 0, out: BTreeSet::new(), waiting: 0 }), returned: Condvar::new() }
     }
 
     fn epochs(&self) -> Epochs {
@@ -131,9 +134,11 @@ impl Tickets {
     fn wait(&self) {
         let mut state = lock(&self.state);
         let end = state.next;
+        state.waiting += 1;
         while state.out.first().is_some_and(|&oldest| oldest < end) {
             state = wait(&self.returned, state);
         }
+        state.waiting -= 1;
     }
 }
 
@@ -147,8 +152,13 @@ pub(crate) struct Ticket<'a> {
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        lock(&self.tickets.state).out.remove(&self.number);
-        self.tickets.returned.notify_all();
+        let mut state = lock(&self.tickets.state);
+        state.out.remove(&self.number);
+        let awaited = state.waiting > 0;
+        drop(state);
+        if awaited {
+            self.tickets.returned.notify_all();
+        }
     }
 }
 
@@ -214,7 +224,12 @@ pub(crate) struct Claim<'a> {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        lock(&self.claims.state).queue.retain(|claimed| claimed.id != self.id);
-        self.claims.changed.notify_all();
+        let mut state = lock(&self.claims.state);
+        state.queue.retain(|claimed| claimed.id != self.id);
+        let others = !state.queue.is_empty();
+        drop(state);
+        if others {
+            self.claims.changed.notify_all();
+        }
     }
 }

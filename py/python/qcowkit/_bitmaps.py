@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, SupportsIndex
 
 from qcowkit._check import unsigned
-from qcowkit._handle import Handle
+from qcowkit._handle import Handle, handle_of
 
 __all__ = ["Bitmap", "Bitmaps"]
 
@@ -162,4 +162,4 @@ class Bitmaps(Handle):
         ...     image.add_bitmap("week")
         ...     image.merge_bitmap("week", "monday")
         """
-        self._handle.merge_bitmap(name, other, (source or self)._handle)
+        self._handle.merge_bitmap(name, other, self._handle if source is None else handle_of(source))

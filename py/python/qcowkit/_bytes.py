@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, SupportsIndex
 
-from qcowkit._check import unsigned
+from qcowkit._check import LIMIT, unsigned
 from qcowkit._disk import GuestDisk
 from qcowkit._handle import Handle
 from qcowkit.policy import DiscardPolicy, PolicyLike
@@ -95,6 +95,9 @@ class GuestBytes(Handle):
         ...     image.read(1 << 20, 5)
         b'hello'
         """
+        # Short reads in order take little longer than these checks: plain numbers go without further calls.
+        if type(offset) is type(length) is int and 0 <= offset < LIMIT and 0 <= length < LIMIT:
+            return self._handle.read(offset, length)
         start = unsigned(offset, "offset")
         count = max(self.size - start, 0) if length is None else unsigned(length, "length")
         return self._handle.read(start, count)

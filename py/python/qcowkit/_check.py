@@ -7,7 +7,8 @@ from typing import SupportsIndex
 
 from qcowkit.errors import InvalidArgumentError, OutOfRangeError
 
-_LIMIT = 1 << 64
+#: Numbers of bytes, and offsets, lie below it.
+LIMIT = 1 << 64
 
 
 def unsigned(value: SupportsIndex, what: str) -> int:
@@ -15,9 +16,24 @@ def unsigned(value: SupportsIndex, what: str) -> int:
     number = operator.index(value)
     if number < 0:
         raise InvalidArgumentError(f"{what} is negative: {number}")
-    if number >= _LIMIT:
+    if number >= LIMIT:
         raise OutOfRangeError(f"{what} is beyond 64 bits: {number}")
     return number
+
+
+def between(value: SupportsIndex, what: str, least: int, most: int) -> int:
+    """A number that is no offset and no length."""
+    number = operator.index(value)
+    if not least <= number <= most:
+        raise InvalidArgumentError(f"{what} is from {least} to {most}, not {number}")
+    return number
+
+
+def text(value: object, what: str) -> str:
+    """A name."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is a str, not {type(value).__name__}")
+    return value
 
 
 def word(value: str | bool | SupportsIndex, what: str = "an option") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import operator
 import os
 from typing import TYPE_CHECKING
 
@@ -121,11 +122,40 @@ class GuestDisk(io.RawIOBase):
             base = self.size
         else:
             raise ValueError(f"whence is 0, 1 or 2, not {whence}")
-        position = base + offset
+        position = base + operator.index(offset)
         if position < 0:
             raise ValueError(f"negative seek position {position}")
         self._position = position
         return position
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Bytes from the position on: all up to the end, or at most `size` of them; none at the end.
+
+        Raises: as `Image.read`.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     disk = image.disk()
+        ...     disk.seek(1 << 20), disk.read(5), disk.tell()
+        (1048576, b'hello', 1048581)
+        """
+        self._refuse_closed()
+        wanted = -1 if size is None else operator.index(size)
+        count = self._room(self.size if wanted < 0 else wanted)
+        if count == 0:
+            return b""
+        data = self._image.read(self._start + self._position, count)
+        self._position += count
+        return data
+
+    def readall(self) -> bytes:
+        """All bytes from the position up to the end.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     disk = image.disk()
+        ...     disk.seek(-3, 2), disk.readall()
+        (1073741821, b'\\x00\\x00\\x00')
+        """
+        return self.read()
 
     def readinto(self, buffer: Buffer, /) -> int:
         """Fills a buffer from the position on, and gives how many bytes were there: 0 at the end.

@@ -9,7 +9,7 @@ from typing import Self
 
 from qcowkit import _qcowkit
 
-__all__ = ["Handle"]
+__all__ = ["Handle", "handle_of"]
 
 
 class Handle:
@@ -93,3 +93,10 @@ class Handle:
         mode = "" if self.mode == "r" else f" mode={self.mode!r}"
         state = " closed" if self.closed else ""
         return f"<qcowkit.Image {name}{mode}{state}>"
+
+
+def handle_of(image: object) -> _qcowkit.Image:
+    """What is below an open image that a caller gave as an argument."""
+    if not isinstance(image, Handle):
+        raise TypeError(f"an open image is wanted, as qcowkit.open() gives it, not {type(image).__name__}")
+    return image._handle

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
 from qcowkit import _qcowkit, reports
 from qcowkit._check import unsigned
-from qcowkit._handle import Handle
+from qcowkit._handle import Handle, handle_of
 from qcowkit._progress import ProgressLike, progress_function
 from qcowkit._ranges import RangesLike, ranges
 from qcowkit.errors import InvalidArgumentError
@@ -319,6 +319,8 @@ class Looks(Handle):
             settings = list(plan.policy.options().items())
             done = self._handle.apply_discard(plan._ranges, settings, plan._state, progress_function(progress))
             return DiscardReport._of(done)
+        if not isinstance(plan, RepairPlan):
+            raise TypeError(f"a plan is what plan_discard() or plan_repair() gave, not {type(plan).__name__}")
         kept = None if undo is None else os.fspath(undo)
         return CheckReport._of(self._handle.apply_repair(plan._plan, kept, punch))
 
@@ -394,9 +396,9 @@ class Looks(Handle):
             report, table, name = self._handle.delta_from_layer(depth, read, size, tell)
             against = {"kind": "layer", "depth": depth, "filename": name}
         else:
-            assert image is not None
-            report, table = self._handle.delta_from_image(image._handle, size, tell)
-            against = {"kind": "image", "filename": image._handle.name or ""}
+            other = handle_of(image)
+            report, table = self._handle.delta_from_image(other, size, tell)
+            against = {"kind": "image", "filename": other.name or ""}
         data = {"filename": self._handle.name or "", "against": against, **report}
         return Delta._of({**data, "ranges": Table(table)})
 
@@ -475,6 +477,8 @@ def apply_repair(
     >>> qcowkit.apply_repair("disk.qcow2", qcowkit.plan_repair("disk.qcow2")).ok
     True
     """
+    if not isinstance(plan, RepairPlan):
+        raise TypeError(f"a plan is what plan_repair() gave, not {type(plan).__name__}")
     return CheckReport._of(_qcowkit.apply_repair(source, plan._plan, None if undo is None else os.fspath(undo), punch))
 
 

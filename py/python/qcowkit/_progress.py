@@ -29,6 +29,8 @@ def progress_function(progress: ProgressLike | None) -> Callable[[int, int], obj
         return None
     # Some bars can be called too, for another purpose.
     if not isinstance(progress, Bar):
+        if not callable(progress):
+            raise TypeError(f"progress is a function of (done, total) or a bar, not {type(progress).__name__}")
         return progress
     bar = progress
 

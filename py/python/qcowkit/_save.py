@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, SupportsIndex
 
-from qcowkit._check import unsigned
-from qcowkit._handle import Handle
+from qcowkit._check import between, unsigned
+from qcowkit._handle import Handle, handle_of
 from qcowkit._new import NewImage, words
 from qcowkit._progress import ProgressLike, progress_function
 from qcowkit.errors import UnsupportedError
@@ -48,6 +48,8 @@ class Save(Handle):
         Raises:
             FileExistsError: there is something, and `overwrite` was not said.
             TypeError: the target is neither.
+            qcowkit.errors.LockedError: another program uses what would be replaced, a virtual machine for example.
+            qcowkit.errors.InvalidArgumentError: what would be replaced is no file, or one of this image and its chain.
             qcowkit.errors.UnsupportedError: guest data are in an external data file; :meth:`convert` copies them.
 
         >>> with qcowkit.open("disk.qcow2", "scratch") as image:
@@ -133,11 +135,11 @@ class Save(Handle):
                 key=key,
                 compress=compress,
                 sparse_size=unsigned(sparse_size, "sparse_size"),
-                workers=workers,
+                workers=between(workers, "workers", 1, 16),
                 rate=unsigned(rate, "rate"),
                 salvage=salvage,
                 overwrite=overwrite,
-                more=[image._handle for image in behind],
+                more=[handle_of(image) for image in behind],
                 progress=progress_function(progress),
             )
         return report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
-from qcowkit._check import unsigned
+from qcowkit._check import between, unsigned
 from qcowkit._handle import Handle
 from qcowkit._progress import ProgressLike, progress_function
 from qcowkit._qcowkit import parse_size
@@ -87,9 +87,9 @@ class Shape(Handle):
         64
         """
         self._handle.amend(
-            version=version,
+            version=None if version is None else between(version, "version", 2, 3),
             lazy_refcounts=lazy_refcounts,
-            refcount_bits=refcount_bits,
+            refcount_bits=None if refcount_bits is None else between(refcount_bits, "refcount_bits", 1, 64),
             data_file=data_file,
             data_file_raw=data_file_raw,
             progress=progress_function(progress),

@@ -7,6 +7,7 @@ import datetime
 import time
 from typing import Any
 
+from qcowkit._check import text
 from qcowkit._handle import Handle
 from qcowkit.errors import InvalidArgumentError
 
@@ -92,7 +93,7 @@ class Snapshots(Handle):
         ...     image.create_snapshot("now").id
         '2'
         """
-        size = len(name.encode())
+        size = len(text(name, "the name of a snapshot").encode())
         if size > _LONGEST_NAME:
             raise InvalidArgumentError(f"the name has {size} bytes; QEMU reads at most {_LONGEST_NAME}")
         seconds, nanoseconds = divmod(time.time_ns(), 10**9)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
 
 from qcowkit import _html, _qcowkit
 from qcowkit._check import unsigned
+from qcowkit._handle import handle_of
 from qcowkit._lab import Advice, Backup, Ranked, Sample, TraceSummary
 from qcowkit._progress import ProgressLike, progress_function
 from qcowkit._space import GapBucket
@@ -525,7 +526,7 @@ def _replay(
 ) -> dict[str, Any]:
     if size is not None and image is not None:
         raise InvalidArgumentError("either size or image")
-    handle = None if image is None else image._handle
+    handle = None if image is None else handle_of(image)
     wanted = None if size is None else unsigned(size, "the size")
     number = unsigned(samples, "samples")
     text = json.dumps(configs)

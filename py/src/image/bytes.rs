@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::PyBufferError;
+use pyo3::exceptions::{PyBufferError, PyException};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyMemoryView, PySlice};
@@ -12,6 +12,7 @@ use qcowkit::shared::SharedImage;
 use qcowkit_core::{Error, ErrorKind, Result};
 
 use super::Image;
+use super::ahead::Asked;
 use crate::opening::exact_bytes;
 use crate::storage::Store;
 use crate::{calls, fresh};
@@ -35,8 +36,17 @@ impl Image {
     fn read<'py>(&self, py: Python<'py>, offset: u64, length: u64) -> PyResult<Bound<'py, PyBytes>> {
         // Before memory is taken for it.
         self.refuse_beyond(py, offset, length)?;
-        let length = usize::try_from(length).map_err(|_| self.raised(py, &Error::invalid("too long for memory")))?;
-        fresh::filled(py, length, |into| self.share_open(py, true, |open| open.read_at(offset, into)))
+        let bytes = usize::try_from(length).map_err(|_| self.raised(py, &Error::invalid("too long for memory")))?;
+        match self.ahead.ask(py, offset, length) {
+            Asked::Bytes(bytes) => return Ok(bytes),
+            Asked::Pieces(pieces) if pieces > 1 => {
+                if let Some(first) = self.read_pieces(py, offset, bytes, pieces)? {
+                    return Ok(first);
+                }
+            }
+            Asked::Pieces(_) => {}
+        }
+        fresh::filled(py, bytes, |into| self.share_open(py, true, |open| open.read_at(offset, into)))
     }
 
     /// Fills a buffer, which must be writable and contiguous.
@@ -120,6 +130,48 @@ impl Image {
     /// Makes everything durable.
     fn flush(&self, py: Python<'_>) -> PyResult<()> {
         self.share(py, false, SharedImage::flush)
+    }
+}
+
+impl Image {
+    /// Reads several pieces at once, keeps all but the first for who reads on, and gives that. Nothing where it must not be
+    /// done so, or fails: the piece that was asked for is then read alone.
+    ///
+    /// # Errors
+    /// What ends the call whatever it does: Ctrl-C.
+    fn read_pieces<'py>(
+        &self,
+        py: Python<'py>,
+        offset: u64,
+        length: usize,
+        pieces: u64,
+    ) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let each = length as u64;
+        let pieces = match self.state.try_read() {
+            Ok(state) => state
+                .as_ref()
+                .filter(|open| open.still)
+                .map_or(0, |open| pieces.min(open.image.virtual_size().saturating_sub(offset) / each) as usize),
+            Err(_) => 0,
+        };
+        let mut read = false;
+        let filled = fresh::filled_each(py, pieces, length, |places| {
+            read = pieces > 1 && self.share_open(py, true, |open| open.image.read_places_together(offset, places))?;
+            Ok(())
+        });
+        match filled {
+            Ok(filled) if read => {
+                let mut filled = filled.into_iter();
+                let first = filled.next();
+                self.ahead.keep(offset + each, each, filled);
+                Ok(first)
+            }
+            Err(error) if !error.is_instance_of::<PyException>(py) => Err(error),
+            Ok(_) | Err(_) => {
+                self.ahead.forget();
+                Ok(None)
+            }
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The handle of an open image. Its methods stand in files by subject.
 
+mod ahead;
 mod bitmaps;
 mod bytes;
 mod keys;
@@ -22,6 +23,7 @@ use qcowkit_core::{Error, ErrorKind, Result};
 use crate::opening::{Mode, OpenFailure, Opening, Source, StoreImage, refuse_read_only};
 use crate::storage::Store;
 use crate::{calls, error, opening};
+use ahead::Ahead;
 
 /// An open image; empty once it is closed.
 ///
@@ -37,19 +39,25 @@ pub(crate) struct Image {
     state: RwLock<Option<Open>>,
     /// Views of snapshots count themselves by their clones of this.
     views: Arc<()>,
+    /// What was read before it is asked for.
+    ahead: Ahead,
 }
 
 pub(super) struct Open {
     image: SharedImage<Store>,
     /// All layers lie in what may be read by threads that Python knows nothing of.
     together: bool,
+    /// So they do, and nothing changes them meanwhile.
+    still: bool,
     /// A view is counted by the image that it is a view of, as long as it is open.
     _view_of: Option<Arc<()>>,
 }
 
 impl Open {
     fn new(image: StoreImage) -> Self {
-        Self { together: readable_together(&image), image: SharedImage::new(image), _view_of: None }
+        let mut open = Self { image: SharedImage::new(image), together: false, still: false, _view_of: None };
+        let _ = open.alone(|_| Ok(()));
+        open
     }
 
     /// Fills memory with bytes of the guest.
@@ -60,23 +68,24 @@ impl Open {
     fn alone<T>(&mut self, does: impl FnOnce(&mut StoreImage) -> Result<T>) -> Result<T> {
         self.image.alone(|image| {
             let done = does(image);
-            self.together = readable_together(image);
+            self.together = all_storages(image, Store::is_readable_together);
+            self.still = self.together && image.options().read_only && all_storages(image, Store::is_still);
             done
         })
     }
 }
 
-fn readable_together(image: &StoreImage) -> bool {
+/// Whether something is true of each storage that guest bytes come from.
+fn all_storages(image: &StoreImage, is: impl Fn(&Store) -> bool) -> bool {
     let mut image = image;
     loop {
-        if !image.storage().is_readable_together() || image.data_file().is_some_and(|file| !file.is_readable_together())
-        {
+        if !is(image.storage()) || image.data_file().is_some_and(|file| !is(file)) {
             return false;
         }
         match image.backing() {
             None => return true,
             Some(Layer::Image(below)) => image = below,
-            Some(Layer::Raw { storage, .. }) => return storage.is_readable_together(),
+            Some(Layer::Raw { storage, .. }) => return is(storage),
         }
     }
 }
@@ -165,6 +174,7 @@ impl Image {
 
     /// Closes the image; again is allowed.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.ahead.forget();
         let close = || self.having().take().map_or(Ok(()), |open| open.image.close().map(drop));
         let closed = calls::run(py, self.address(), false, close, Result::is_err)?;
         closed.map_err(|why| self.raised(py, &why))
@@ -191,6 +201,7 @@ impl Image {
             opening: Arc::new(opening),
             state: RwLock::new(Some(Open::new(image))),
             views: Arc::new(()),
+            ahead: Ahead::default(),
         })
     }
 

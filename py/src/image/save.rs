@@ -10,6 +10,7 @@ use pyo3::types::PyDict;
 use qcowkit::convert::{ConvertError, ConvertOptions, ConvertReport, total_size};
 use qcowkit::disk::Disk;
 use qcowkit::file::{FileAccess, FileIdentity, FileStorage};
+use qcowkit::lock::LockRequest;
 use qcowkit::open::{OpenRequest, format_by_name};
 use qcowkit_core::image::{LayerFormat, OpenOptions};
 use qcowkit_core::storage::{ReadStorage, Storage, StorageExtentKind};
@@ -20,7 +21,7 @@ use super::{Image, shape};
 use crate::calls::{self, Progress};
 use crate::create::{Wanted, name_of, path_of};
 use crate::error;
-use crate::opening::{Names, OpenFailure, StoreImage};
+use crate::opening::{Mode, Names, OpenFailure, StoreImage};
 use crate::storage::Store;
 
 /// Bytes that are copied at once.
@@ -46,6 +47,11 @@ impl Image {
                 let what = "saving an image that keeps its data in another file: convert() writes the disk into one";
                 return Err(Error::unsupported(what).in_structure(Structure::DataFile));
             }
+            let kept = self.keep_replaceable(image, &target);
+            let _others = match kept {
+                Ok(kept) => kept,
+                Err(why) => return Ok(Err(why)),
+            };
             image.finish()?;
             Ok(save(image.storage(), &target, &mut progress))
         })?;
@@ -110,6 +116,28 @@ impl Image {
 }
 
 impl Image {
+    /// Refuses to put another file in the place of one that is in use: by others, as a lock tells that is kept until it is
+    /// done, or by this image. Only what scratch mode lies over may be replaced by what became of it: its lock is held.
+    fn keep_replaceable(&self, image: &StoreImage, target: &Path) -> Result<Option<FileStorage>> {
+        if target.metadata().is_ok_and(|there| !there.is_file()) {
+            // As root, a device would be gone, for all programs of the machine.
+            return Err(Error::invalid("only a file is replaced, no folder, device or pipe"));
+        }
+        let Ok(there) = FileStorage::open(target, FileAccess::Read) else { return Ok(None) };
+        let identity = there.identity()?;
+        if identity.is_some_and(|identity| shape::identities(image).contains(&identity)) {
+            let own = image.storage().file().map(|file| file.identity()).transpose()?.flatten();
+            if self.opening.mode != Mode::Scratch || own != identity {
+                return Err(Error::invalid("the target is a file of this image"));
+            }
+            if self.opening.lock {
+                return Ok(None);
+            }
+        }
+        there.lock(LockRequest::WRITE)?;
+        Ok(Some(there))
+    }
+
     /// The disk as one that is copied behind another.
     fn behind(&self, py: Python<'_>, target: &Path) -> PyResult<Disk> {
         let disk = self.change(py, |image| {

@@ -46,10 +46,14 @@ impl Image {
             let mut last: Option<Extent> = None;
             image.visit_extents(start, stop.saturating_sub(start), chain, |next| {
                 let reached = next.guest_offset - start + next.length;
-                match &mut last {
-                    Some(run) if merge && run.continues_with(&next) => run.length += next.length,
-                    Some(run) => rows.add(&std::mem::replace(run, next), raw_depth),
-                    None => last = Some(next),
+                if !merge {
+                    rows.add(&next, raw_depth);
+                } else {
+                    match &mut last {
+                        Some(run) if run.continues_with(&next) => run.length += next.length,
+                        Some(run) => rows.add(&std::mem::replace(run, next), raw_depth),
+                        None => last = Some(next),
+                    }
                 }
                 if rows.due() { tell(&mut progress, reached, stop - start) } else { Ok(()) }
             })?;
@@ -223,6 +227,7 @@ struct MapRows {
     length: Vec<u64>,
     kinds: Vec<i8>,
     host: Optional,
+    /// Empty as long as all are 0, which most are.
     depths: Vec<u32>,
     /// As long as the last compressed extent's row: most images have none.
     compressed: Optional,
@@ -241,7 +246,10 @@ impl MapRows {
         self.guest.push(extent.guest_offset);
         self.length.push(extent.length);
         self.host.push(host);
-        self.depths.push(extent.depth);
+        if extent.depth != 0 || !self.depths.is_empty() {
+            self.depths.resize(self.guest.len() - 1, 0);
+            self.depths.push(extent.depth);
+        }
         if compressed.is_some() {
             self.compressed.fill(self.guest.len() - 1);
             self.compressed.push(compressed);
@@ -256,6 +264,10 @@ impl MapRows {
 
     fn table(mut self) -> PyResult<Table> {
         self.compressed.fill(self.guest.len());
+        if self.depths.is_empty() {
+            // Zeros that nobody looks at take address space alone.
+            self.depths = vec![0; self.guest.len()];
+        }
         Columns::default()
             .u64("guest_offset", self.guest)
             .u64("length", self.length)

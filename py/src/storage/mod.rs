@@ -58,6 +58,15 @@ impl Store {
         }
     }
 
+    /// Whether what it holds stays the same as long as it is open: what was read before it was asked for is still right.
+    pub(crate) fn is_still(&self) -> bool {
+        match self {
+            Self::File(file) => file.is_still(),
+            Self::Bytes(_) => true,
+            Self::Object(_) | Self::Scratch(_) => false,
+        }
+    }
+
     /// The edits, if it is edited in memory.
     pub(crate) fn overlay(&self) -> Option<MutexGuard<'_, OverlayStorage<Self>>> {
         match self {
