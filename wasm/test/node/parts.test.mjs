@@ -20,8 +20,8 @@ const MIB = 1 << 20;
 // What was promised for each file, and what all take together today, rounded up, so that they do not grow unnoticed.
 const MOST = 350_000;
 const MOST_PACKED = 120_000;
-const MOST_IN_ALL = 825_000;
-const MOST_PACKED_IN_ALL = 320_000;
+const MOST_IN_ALL = 845_000;
+const MOST_PACKED_IN_ALL = 326_000;
 
 test("each file of the module keeps its size", (t) => {
   const sizes = FILES.map((name) => {
