@@ -99,8 +99,7 @@ fn overlap_checks_read_an_l1_table_of_many_snapshots_once() {
     assert!(many < one + (4 << 20), "{one} bytes are read with one snapshot, {many} with 1000");
 }
 
-/// The refcounts of what so many snapshots share are raised, and nothing is moved: it is theirs together. Clusters, places
-/// and findings are gone through once: with each snapshot anew, this would not end.
+/// The refcounts of what so many snapshots share are raised, and nothing is moved: it is theirs together.
 #[test]
 fn a_repair_takes_an_l1_table_of_many_snapshots_for_one() {
     let storage = with_copies(with_snapshot(), 60_000);
