@@ -14,7 +14,6 @@ const CLUSTER: u64 = 4096;
 const COVERED: u64 = CLUSTER / 8 * CLUSTER;
 /// L1 entries of the images.
 const ENTRIES: u64 = 8192;
-const L1_BYTES: u64 = ENTRIES * 8;
 
 fn put(storage: &impl Storage, at: u64, value: u64) {
     storage.write_at(at, &value.to_be_bytes()).unwrap();
@@ -77,9 +76,8 @@ fn a_downgrade_reads_an_l1_table_of_many_snapshots_once() {
         storage.counts().read.bytes
     };
     let (one, many) = (read(1), read(1000));
-    // The snapshot table itself is larger, and is read several times.
+    // The snapshot table itself is larger, and is read several times; their L1 tables would be 64 MB.
     assert!(many < one + (4 << 20), "{one} bytes are read with one snapshot, {many} with 1000");
-    assert!(999 * L1_BYTES > 8 << 20);
 }
 
 #[test]
