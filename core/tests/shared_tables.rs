@@ -173,3 +173,19 @@ fn copies_have_a_limit() {
     assert!(plan.after.corruptions > 0);
     assert!(more > MAX_REPAIR_COPY_BYTES / 2, "{more}");
 }
+
+/// More snapshots share a table than a refcount can say: copies of what it leads to would have as many references again.
+#[test]
+fn what_no_copy_can_help_is_not_copied() {
+    let create = CreateOptions { cluster_size: CLUSTER, refcount_bits: 8, ..CreateOptions::default() };
+    let mut image = Image::create(MemoryStorage::new(), ENTRIES * COVERED, &create).unwrap();
+    for table in 0..20 {
+        image.write_at(table * COVERED, &[1; 512]).unwrap();
+    }
+    image.create_snapshot(&NewSnapshot::default()).unwrap();
+    let storage = with_copies(image.close().unwrap(), 300);
+    let plan = make_plan(&storage);
+    assert_eq!(actions(&plan, RepairAction::CopyCluster), 0);
+    assert!(plan.after.corruptions > 0);
+    assert!(plan.length_after - plan.length_before < 20 * CLUSTER, "{}", plan.length_after);
+}
