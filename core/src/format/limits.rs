@@ -39,6 +39,12 @@ pub const MAX_BITMAP_NAME: usize = 1023;
 pub const MIN_BITMAP_GRANULARITY_BITS: u8 = 9;
 /// One bit of a bitmap speaks for at most 2 GiB (QEMU's limit).
 pub const MAX_BITMAP_GRANULARITY_BITS: u8 = 31;
+/// Bytes of metadata that one round of a repair may change, with what the list of changes takes; a repair that needs more
+/// at once is refused. No other round is begun beyond. They are held in memory, more than once, until they are written.
+pub const MAX_REPAIR_BYTES: u64 = 1 << 30;
+/// Bytes of clusters that one round of a repair may give to copies of what has two uses, and by which the file may grow
+/// before no other round is begun. What is left is told; another repair goes on with it.
+pub const MAX_REPAIR_COPY_BYTES: u64 = 1 << 30;
 /// Layers in one backing chain, a defence against endless chains.
 pub const MAX_CHAIN_DEPTH: u32 = 200;
 /// Bytes of the longest backing file name (section "Header").

@@ -5,18 +5,15 @@
 
 use alloc::collections::BTreeSet;
 use alloc::string::String;
-use alloc::vec;
 use alloc::vec::Vec;
-
-use byteorder::{BigEndian, ByteOrder};
 
 use super::Image;
 use crate::error::{Error, Result, Structure};
 use crate::format::{
     AutoclearFeatures, CompatibleFeatures, Extension, FeatureName, HeaderArea, HostOffset, IncompatibleFeatures,
-    MAX_L1_BYTES, Name, Snapshot,
+    L1Entry, Name, Snapshot,
 };
-use crate::metadata::{Expansion, Quarantined, read_snapshots};
+use crate::metadata::{Expansion, Quarantined, read_snapshots, visit_inactive_l1};
 use crate::storage::Storage;
 
 /// Steps of one stage, for the progress.
@@ -195,10 +192,7 @@ impl<S: Storage> Image<S> {
     fn downgrade(&mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         let (mut active, mut inactive) = (BTreeSet::new(), BTreeSet::new());
         self.metadata.collect_tables(self.metadata.active_l1(), &mut active)?;
-        for snapshot in self.snapshot_entries()? {
-            let l1 = self.inactive_l1(&snapshot)?;
-            self.metadata.collect_tables(&l1, &mut inactive)?;
-        }
+        self.collect_inactive_tables(&mut inactive)?;
         // The active ones first: what they let go is a snapshot's alone then, and needs no COPIED flag.
         let tables: Vec<u64> = active.iter().chain(inactive.difference(&active)).copied().collect();
         let expansion = Expansion {
@@ -279,17 +273,19 @@ impl<S: Storage> Image<S> {
         read_snapshots(&self.header().header, &self.storage)
     }
 
-    /// The L1 table of a snapshot.
-    fn inactive_l1(&self, snapshot: &Snapshot) -> Result<Vec<u64>> {
-        let bytes = u64::from(snapshot.l1_size).saturating_mul(8);
-        if bytes > MAX_L1_BYTES || !self.geometry().is_aligned(snapshot.l1_table_offset) {
+    /// The L2 tables that snapshots lead to, added to `tables`.
+    fn collect_inactive_tables(&self, tables: &mut BTreeSet<u64>) -> Result<()> {
+        let geometry = self.geometry();
+        let snapshots = self.snapshot_entries()?;
+        if let Some(snapshot) = snapshots.iter().find(|snapshot| !geometry.is_aligned(snapshot.l1_table_offset)) {
             let what = alloc::format!("the L1 table of snapshot '{}' is invalid", snapshot.name);
             return Err(Error::corrupt(Structure::L1Table, what).at_host(snapshot.l1_table_offset));
         }
-        let mut raw = vec![0u8; usize::try_from(bytes).unwrap_or(0)];
-        self.storage.read_at(snapshot.l1_table_offset, &mut raw)?;
-        let mut l1 = vec![0u64; raw.len() / 8];
-        BigEndian::read_u64_into(&raw, &mut l1);
-        Ok(l1)
+        visit_inactive_l1(&snapshots, geometry, &self.storage, &mut |place, raw| {
+            let entry = L1Entry::decode(raw, geometry)
+                .map_err(|e| Error::corrupt(Structure::L1Table, alloc::format!("{e}")).at_host(place))?;
+            tables.extend(entry.table().map(|table| table.offset.get()));
+            Ok(())
+        })
     }
 }

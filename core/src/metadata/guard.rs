@@ -9,10 +9,10 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
-use super::snapshot_table::{read_snapshots, snapshot_places};
+use super::snapshot_table::{read_snapshots, snapshot_places, visit_inactive_l1};
 use super::{Metadata, OverlapChecks};
 use crate::error::{Error, ErrorKind, Result, Structure};
-use crate::format::{HostCluster, HostOffset, IncompatibleFeatures, L1Entry, MAX_L1_BYTES};
+use crate::format::{HostCluster, HostOffset, IncompatibleFeatures, L1Entry};
 use crate::storage::{ReadStorage, Storage};
 
 /// Where the header says its incompatible features.
@@ -162,20 +162,13 @@ impl Metadata {
 
     fn inactive_tables(&self, storage: &impl ReadStorage) -> Result<Vec<u64>> {
         let mut tables = BTreeSet::new();
-        let length = storage.len()?;
-        for snapshot in sensible(read_snapshots(&self.header.header, storage))? {
-            if snapshot.l1_table_offset >= length {
-                continue;
-            }
-            let bytes = u64::from(snapshot.l1_size).saturating_mul(8).min(MAX_L1_BYTES);
-            let mut l1 = alloc::vec![0u8; usize::try_from(bytes).unwrap_or(0)];
-            storage.read_at(snapshot.l1_table_offset, &mut l1)?;
-            let (entries, _) = l1.as_chunks::<8>();
-            let decoded = entries
-                .iter()
-                .filter_map(|raw| L1Entry::decode(u64::from_be_bytes(*raw), &self.geometry).ok()?.table());
-            tables.extend(decoded.map(|table| self.geometry.host_cluster(table.offset).get()));
-        }
+        let snapshots = sensible(read_snapshots(&self.header.header, storage))?;
+        let read = visit_inactive_l1(&snapshots, &self.geometry, storage, &mut |_, raw| {
+            let table = L1Entry::decode(raw, &self.geometry).ok().and_then(|entry| entry.table());
+            tables.extend(table.map(|table| self.geometry.host_cluster(table.offset).get()));
+            Ok(())
+        });
+        sensible(read)?;
         Ok(tables.into_iter().collect())
     }
 

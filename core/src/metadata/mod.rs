@@ -45,7 +45,7 @@ pub(crate) use expand::Expansion;
 pub(crate) use guard::Touch;
 pub use overlap::OverlapChecks;
 pub(crate) use reader::TableReader;
-pub(crate) use snapshot_table::read_snapshot_table;
+pub(crate) use snapshot_table::{joined, read_snapshot_table, visit_inactive_l1};
 pub use snapshot_table::{read_snapshots, snapshot_places};
 pub(crate) use trees::ActiveTable;
 

@@ -6,8 +6,8 @@ use alloc::vec::Vec;
 use super::reader::TableReader;
 use crate::error::{Error, ErrorKind, Result, Structure};
 use crate::format::{
-    Geometry, Header, HostCluster, HostOffset, MAX_SNAPSHOT_EXTRA_DATA, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS,
-    Snapshot,
+    Geometry, Header, HostCluster, HostOffset, MAX_L1_BYTES, MAX_SNAPSHOT_EXTRA_DATA, MAX_SNAPSHOT_TABLE_BYTES,
+    MAX_SNAPSHOTS, Snapshot,
 };
 use crate::storage::ReadStorage;
 
@@ -15,6 +15,8 @@ use crate::storage::ReadStorage;
 const WINDOW: usize = 256 << 10;
 /// The first entries are often all.
 const FIRST_WINDOW: usize = 4 << 10;
+/// Bytes of L1 tables that are read at once.
+const L1_PIECE: usize = 1 << 20;
 
 /// The snapshot table (section "Snapshots").
 ///
@@ -84,6 +86,62 @@ pub fn snapshot_places(
         .collect())
 }
 
+/// Shows the entries of the L1 tables that snapshots name: where each stands, and its bits. Snapshots can be many and have
+/// their tables in common, so each place of the file is read and shown once, and holes are not read. Tables that are not
+/// aligned are left out; what lies past the end of the file is zeros, which are not shown.
+///
+/// # Errors
+/// What `visit` returns; a table that is larger than allowed; a storage that fails.
+pub(crate) fn visit_inactive_l1(
+    snapshots: &[Snapshot],
+    geometry: &Geometry,
+    storage: &(impl ReadStorage + ?Sized),
+    visit: &mut dyn FnMut(u64, u64) -> Result<()>,
+) -> Result<()> {
+    let length = storage.len()?;
+    let mut ranges = Vec::new();
+    for snapshot in snapshots {
+        let (start, bytes) = (snapshot.l1_table_offset, u64::from(snapshot.l1_size).saturating_mul(8));
+        if bytes > MAX_L1_BYTES {
+            let what = format!("the L1 table of the snapshot '{}' is larger than 32 MiB", snapshot.name);
+            return Err(Error::new(ErrorKind::Limit(what)).in_structure(Structure::L1Table).at_host(start));
+        }
+        if geometry.is_aligned(start) && start < length {
+            ranges.push((start, start.saturating_add(bytes).min(length.saturating_add(7) & !7)));
+        }
+    }
+    let mut reader = TableReader::new(storage, length);
+    let mut buffer = alloc::vec![0u8; L1_PIECE];
+    for (mut at, end) in joined(ranges) {
+        while at < end {
+            let size = usize::try_from(end.saturating_sub(at)).unwrap_or(L1_PIECE).min(L1_PIECE);
+            let piece = buffer.get_mut(..size).unwrap_or_default();
+            if reader.read(at, piece).map_err(|error| error.in_structure(Structure::L1Table))? {
+                let (entries, _) = piece.as_chunks::<8>();
+                for (place, raw) in (at..).step_by(8).zip(entries).filter(|(_, raw)| **raw != [0; 8]) {
+                    visit(place, u64::from_be_bytes(*raw))?;
+                }
+            }
+            at = at.saturating_add(u64::try_from(size).unwrap_or(u64::MAX));
+        }
+    }
+    Ok(())
+}
+
+/// Ranges in order, those that overlap or touch made one: start and end. Empty ones are left out.
+pub(crate) fn joined(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    ranges.retain(|(start, end)| start < end);
+    ranges.sort_unstable();
+    ranges.dedup_by(|(start, end), (_, last)| {
+        let touches = *start <= *last;
+        if touches {
+            *last = (*last).max(*end);
+        }
+        touches
+    });
+    ranges
+}
+
 /// The part of the table that was read last.
 struct Window<'a, S: ?Sized> {
     reader: TableReader<'a, S>,
@@ -113,6 +171,13 @@ impl<S: ReadStorage + ?Sized> Window<'_, S> {
 mod tests {
     use super::*;
     use crate::storage::MemoryStorage;
+
+    #[test]
+    fn ranges_are_joined_where_they_touch() {
+        let ranges = [(7, 9), (1, 3), (5, 5), (3, 4), (1, 2), (8, 8), (2, 3)];
+        assert_eq!(joined(ranges.to_vec()), [(1, 4), (7, 9)]);
+        assert!(joined(Vec::new()).is_empty());
+    }
 
     #[test]
     fn impossible_snapshot_tables_are_refused_before_memory_is_taken() {

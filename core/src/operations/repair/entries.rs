@@ -193,7 +193,8 @@ impl<S: ReadStorage> L2Entries<'_, '_, S> {
         }
         let uses = table.uses.total();
         let on_metadata = self.is_metadata(offset);
-        let too_many = self.bench.references(cluster) > geometry.max_refcount() && {
+        // A copy would have as many again where the table itself has more than can be said.
+        let too_many = uses <= geometry.max_refcount() && self.bench.references(cluster) > geometry.max_refcount() && {
             let kept = self.kept.entry(cluster).or_default();
             *kept = kept.saturating_add(uses);
             *kept > geometry.max_refcount()
@@ -203,7 +204,7 @@ impl<S: ReadStorage> L2Entries<'_, '_, S> {
         }
         let shared = self.copies.get(&cluster).copied().filter(|_| !too_many);
         let copy = match shared {
-            Some(place) if self.room_for(place, uses) => Some(place),
+            Some(place) if self.bench.room_for(place, uses) => Some(place),
             _ => self.bench.copy(offset)?,
         };
         let Some(place) = copy else {
@@ -225,11 +226,6 @@ impl<S: ReadStorage> L2Entries<'_, '_, S> {
             action: RepairAction::CopyCluster,
             message: format!("the cluster at {offset:#x} is not the guest's alone: {what}"),
         }))
-    }
-
-    fn room_for(&self, place: HostOffset, uses: u64) -> bool {
-        let has = self.bench.added.get(&self.bench.cluster(place.get())).copied().unwrap_or(0);
-        has.saturating_add(uses) <= self.bench.geometry.max_refcount()
     }
 
     /// A compressed cluster may say more sectors than it has, so one that reaches over the end can be sound.

@@ -6,15 +6,13 @@ use alloc::vec::Vec;
 use super::findings::{MAX_REPAIR_FINDINGS, RepairAction, RepairFinding};
 use super::{RepairLevel, RepairOptions, RepairPlan, erased, outcome_is_sound, plan_once};
 use crate::error::{ErrorKind, Result};
-use crate::format::HostOffset;
+use crate::format::{HostOffset, MAX_REPAIR_BYTES, MAX_REPAIR_COPY_BYTES};
 use crate::image::read_header;
 use crate::operations::check::{CheckReport, FindingKind, Severity, examine};
 use crate::storage::{OverlayStorage, ReadStorage, Storage};
 
 /// Rounds of a repair. Images whose tables lie on each other take up to five.
 pub const MAX_ROUNDS: usize = 8;
-/// Bytes that the rounds may change together; no other is begun beyond.
-const MAX_BYTES: u64 = 1 << 30;
 
 /// Works out how an image is repaired: all of it, so that another repair finds nothing to do. Changes nothing. `progress`
 /// is told the part that is done, from 0 to 1.
@@ -33,7 +31,7 @@ pub fn plan<S: ReadStorage>(
     if may_show_more(&whole) {
         let overlay = OverlayStorage::new(storage)?;
         write_round(&whole, &overlay)?;
-        while whole.rounds.len() < MAX_ROUNDS && whole.bytes_to_write < MAX_BYTES {
+        while whole.rounds.len() < MAX_ROUNDS && may_go_on(&whole) {
             let Some(mut next) = another(&overlay, level, &whole)? else { break };
             write_round(&next, &overlay)?;
             let done = !may_show_more(&next);
@@ -61,6 +59,12 @@ fn may_show_more(plan: &RepairPlan) -> bool {
     };
     let all_harmless = plan.after.is_clean() && plan.findings.iter().all(harmless);
     !plan.is_empty() && !all_harmless
+}
+
+/// Whether the rounds so far leave memory for another.
+fn may_go_on(whole: &RepairPlan) -> bool {
+    let grown = whole.length_after.saturating_sub(whole.length_before);
+    whole.bytes_to_write < MAX_REPAIR_BYTES && grown < MAX_REPAIR_COPY_BYTES
 }
 
 /// The next round; none where there is nothing to do, or nothing that would make it better.

@@ -4,7 +4,6 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
-use core::cell::RefCell;
 
 use super::findings::{RepairAction, RepairFinding};
 use super::workbench::{Stage, StageWriter, Workbench};
@@ -105,15 +104,14 @@ pub(super) fn rebuild<S: ReadStorage>(bench: &mut Workbench<'_, S>, examined: &E
     let geometry = bench.geometry;
     let taken = bench.taken.last().map_or(0, |last| last.saturating_add(1));
     let clusters = counts.clusters().max(bench.old.clusters()).max(taken);
-    let writes = RefCell::new(Vec::new());
-    let place = {
+    let (place, writes) = {
         let mut source = Wanted { bench, counts, clusters };
         let new = NewRefcounts::lay_out(geometry, &mut source, bench.bound())?;
-        let target = StageWriter { overlay: bench.overlay, writes: &writes };
-        new.write(&target, &mut source, &mut |_, _| ())?;
-        new.table_place()
+        let target = StageWriter::new(bench);
+        let written = new.write(&target, &mut source, &mut |_, _| ());
+        (new.table_place(), target.into_writes(written)?)
     };
-    for (at, bytes) in writes.into_inner() {
+    for (at, bytes) in writes {
         let first = bench.cluster(at);
         let count = geometry.clusters_for(u64::try_from(bytes.len()).unwrap_or(0));
         bench.taken.extend(first..first.saturating_add(count));

@@ -1,9 +1,11 @@
 //! The snapshot table: each entry must parse, say what its version demands, and lead to an L1 table.
 
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use super::findings::{RepairAction, RepairFinding};
 use super::shape::shape_of;
@@ -13,7 +15,7 @@ use crate::format::{
     HeaderArea, MAX_L1_BYTES, MAX_SNAPSHOT_EXTRA_DATA, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, MAX_VIRTUAL_SIZE,
     Reader, Snapshot, counted,
 };
-use crate::operations::check::FindingKind;
+use crate::operations::check::{Counts, FindingKind};
 use crate::storage::ReadStorage;
 
 /// Extra data that entries of version 3 must have.
@@ -52,11 +54,15 @@ pub(super) fn repair_snapshots<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> 
         );
         return name_table(bench, 0, 0);
     };
-    let places: Vec<u64> = snapshots.iter().map(|snapshot| snapshot.l1_table_offset).collect();
+    let mut places = Places::default();
+    for snapshot in &snapshots {
+        let named = &mut places.entry(snapshot.l1_table_offset).or_default().named;
+        *named = named.saturating_add(1);
+    }
     let before = snapshots.clone();
     let mut kept = Vec::with_capacity(snapshots.len());
     for (index, snapshot) in (0u32..).zip(snapshots.drain(..)) {
-        if let Some(snapshot) = repair_entry(bench, &area, index, snapshot, &places)? {
+        if let Some(snapshot) = repair_entry(bench, &area, index, snapshot, &mut places)? {
             kept.push(snapshot);
         }
     }
@@ -85,6 +91,30 @@ pub(super) fn repair_snapshots<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> 
         )),
     );
     name_table(bench, u32::try_from(kept.len()).unwrap_or(u32::MAX), new)
+}
+
+/// The L1 tables that snapshots name, by their places.
+type Places = BTreeMap<u64, Place>;
+
+/// Where the L1 tables of one or more snapshots begin.
+#[derive(Default)]
+struct Place {
+    /// Snapshots that name it.
+    named: u64,
+    /// Clusters up to here have no other use: what was looked at for one snapshot is not for the next.
+    own_until: u64,
+    /// Where the table of the last of them that had to move is now, and its entries: the others still have it in common.
+    moved: Option<(u64, u32)>,
+}
+
+impl Place {
+    /// Whether one of the clusters from the place on has another use too.
+    fn is_shared(&mut self, clusters: Range<u64>, counts: &Counts) -> bool {
+        let from = clusters.start.max(self.own_until);
+        let shared = (from..clusters.end).find(|&cluster| counts.references(cluster) > self.named);
+        self.own_until = self.own_until.max(shared.unwrap_or(clusters.end));
+        shared.is_some()
+    }
 }
 
 fn name_table<S: ReadStorage>(bench: &mut Workbench<'_, S>, count: u32, place: u64) -> Result<()> {
@@ -194,7 +224,7 @@ fn repair_entry<S: ReadStorage>(
     area: &HeaderArea,
     index: u32,
     mut snapshot: Snapshot,
-    places: &[u64],
+    places: &mut Places,
 ) -> Result<Option<Snapshot>> {
     let geometry = bench.geometry;
     let owner = format!("snapshot {index}");
@@ -251,16 +281,32 @@ fn repair_entry<S: ReadStorage>(
         return Ok(None);
     }
     // Snapshots may have one L1 table in common; anything else in its clusters would be changed with it.
-    let same = u64::try_from(places.iter().filter(|&&other| other == place).count()).unwrap_or(u64::MAX);
-    let clusters = bench.cluster(start)..=bench.cluster(start.saturating_add(bytes).saturating_sub(1));
-    let shared = clusters.into_iter().any(|cluster| bench.old.references(cluster) > same);
+    let end = bench.cluster(start.saturating_add(bytes).saturating_sub(1)).saturating_add(1);
+    let shared = places.entry(place).or_default().is_shared(bench.cluster(start)..end, &bench.old);
     if shared || !fits(u64::from(snapshot.l1_size)) || start >= bench.base_length {
-        // Past the end of the file it reads as zeros.
-        let mut table = vec![0u8; usize::try_from(bytes).unwrap_or(0)];
-        bench.overlay.read_at(start, &mut table)?;
-        snapshot.l1_table_offset = bench.write_new(&table)?.get();
+        snapshot.l1_table_offset = move_table(bench, &snapshot, places)?;
         let what = format!("its L1 table at {place:#x} is not its own, or ends beyond the end of the file");
         bench.note(finding(FindingKind::SnapshotL1Table, RepairAction::MoveL1Table, what));
     }
     Ok(Some(snapshot))
+}
+
+/// Gives an L1 table clusters of its own, and the same to all snapshots that have it in common; gives its place.
+fn move_table<S: ReadStorage>(bench: &mut Workbench<'_, S>, snapshot: &Snapshot, places: &mut Places) -> Result<u64> {
+    let (place, bytes) = (snapshot.l1_table_offset, u64::from(snapshot.l1_size).saturating_mul(8));
+    let known = places.entry(place).or_default();
+    if let Some((moved, size)) = known.moved
+        && size == snapshot.l1_size
+    {
+        for cluster in bench.cluster(moved)..=bench.cluster(moved.saturating_add(bytes).saturating_sub(1)) {
+            bench.add_references(cluster, 1);
+        }
+        return Ok(moved);
+    }
+    // Past the end of the file it reads as zeros.
+    let mut table = vec![0u8; usize::try_from(bytes).unwrap_or(0)];
+    bench.overlay.read_at(place, &mut table)?;
+    let moved = bench.write_new(&table)?.get();
+    known.moved = Some((moved, snapshot.l1_size));
+    Ok(moved)
 }

@@ -11,6 +11,7 @@ use super::shape::shape_of;
 use super::workbench::{Stage, Workbench};
 use crate::error::{Result, Structure};
 use crate::format::{HostOffset, HostRef, L1Entry};
+use crate::metadata::joined;
 use crate::operations::check::FindingKind;
 use crate::operations::read_snapshots;
 use crate::operations::walk::{Fault, HostReference, L1Owner, L1Slot, Source, Uses, Visitor, walk};
@@ -23,7 +24,8 @@ pub(super) fn repair_l1_entries<S: ReadStorage>(bench: &mut Workbench<'_, S>) ->
     let before = bench.edits.len();
     let mut collected = Collected::default();
     walk(erased(bench.overlay), &area, &mut collected)?;
-    let mut entries = L1Entries { bench, places, table_uses: collected.table_uses, kept: BTreeMap::new() };
+    let (kept, copies) = (BTreeMap::new(), BTreeMap::new());
+    let mut entries = L1Entries { bench, places, table_uses: collected.table_uses, kept, copies };
     for (slot, uses) in collected.entries {
         entries.repair(&slot, uses)?;
     }
@@ -56,8 +58,11 @@ impl Visitor for Collected {
 pub(super) struct Places {
     active: u64,
     snapshots: Vec<u64>,
-    /// First cluster and clusters of what has one place and cannot be moved by a rebuild of the refcounts.
+    /// First cluster and clusters of what has one place and cannot be moved by a rebuild of the refcounts; without
+    /// `inactive`.
     fixed: Vec<(u64, u64, Structure)>,
+    /// The same of the snapshots' L1 tables. In order, apart from each other: there can be many, and all in one place.
+    inactive: Vec<(u64, u64)>,
     /// The clusters of the refcount structures.
     refcounts: BTreeSet<u64>,
 }
@@ -87,12 +92,12 @@ impl Places {
         if let Some(bitmaps) = area.consistent_bitmaps() {
             fixed.push(range(bitmaps.directory_offset, bitmaps.directory_size.max(1), Structure::BitmapDirectory));
         }
-        for snapshot in &snapshots {
+        let inactive = snapshots.iter().filter(|snapshot| snapshot.l1_size > 0).map(|snapshot| {
             let bytes = u64::from(snapshot.l1_size).saturating_mul(8);
-            if bytes > 0 {
-                fixed.push(range(snapshot.l1_table_offset, bytes, Structure::L1Table));
-            }
-        }
+            let (first, count, _) = range(snapshot.l1_table_offset, bytes, Structure::L1Table);
+            (first, first.saturating_add(count))
+        });
+        let inactive = joined(inactive.collect());
         let mut refcounts = BTreeSet::new();
         let table_first = bench.cluster(header.refcount_table_offset);
         refcounts.extend(table_first..table_first.saturating_add(header.refcount_table_clusters.into()));
@@ -105,19 +110,26 @@ impl Places {
         }
         let active = header.l1_table_offset;
         let snapshots = snapshots.into_iter().map(|snapshot| snapshot.l1_table_offset).collect();
-        Ok(Self { active, snapshots, fixed, refcounts })
+        Ok(Self { active, snapshots, fixed, inactive, refcounts })
     }
 
     /// What has its only place in a cluster.
     pub(super) fn fixed_at(&self, cluster: u64) -> Option<Structure> {
         let inside =
             |&&(first, count, _): &&(u64, u64, Structure)| first <= cluster && cluster < first.saturating_add(count);
-        self.fixed.iter().find(inside).map(|&(_, _, structure)| structure)
+        let fixed = self.fixed.iter().find(inside).map(|&(_, _, structure)| structure);
+        fixed.or_else(|| self.any_inactive(&(cluster..cluster.saturating_add(1))).then_some(Structure::L1Table))
     }
 
     /// Whether a range of clusters touches a fixed place.
     pub(super) fn any_within(&self, clusters: core::ops::Range<u64>) -> bool {
         self.fixed.iter().any(|&(first, count, _)| first < clusters.end && clusters.start < first.saturating_add(count))
+            || self.any_inactive(&clusters)
+    }
+
+    fn any_inactive(&self, clusters: &core::ops::Range<u64>) -> bool {
+        let behind = self.inactive.partition_point(|&(_, end)| end <= clusters.start);
+        self.inactive.get(behind).is_some_and(|&(first, _)| first < clusters.end)
     }
 
     pub(super) fn is_refcounts(&self, cluster: u64) -> bool {
@@ -151,6 +163,8 @@ struct L1Entries<'b, 'a, S: ReadStorage> {
     table_uses: BTreeMap<u64, u64>,
     /// References kept to tables that have more than a refcount can say.
     kept: BTreeMap<u64, u64>,
+    /// The last copy of each of these, by its cluster.
+    copies: BTreeMap<u64, HostOffset>,
 }
 
 /// What becomes of an entry.
@@ -203,13 +217,13 @@ impl<S: ReadStorage> L1Entries<'_, '_, S> {
         if self.bench.references(cluster) > as_table && !self.bench.taken.contains(&cluster) {
             return self.judge_shared(offset, uses);
         }
-        if self.bench.references(cluster) > geometry.max_refcount() {
+        // A copy would not help where more snapshots than a refcount can say share the entry itself.
+        if self.bench.references(cluster) > geometry.max_refcount() && uses.total() <= geometry.max_refcount() {
             let kept = self.kept.entry(cluster).or_default();
             *kept = kept.saturating_add(uses.total());
             if *kept > geometry.max_refcount()
-                && let Some(place) = self.bench.copy(offset)?
+                && let Some(place) = self.copy_for(cluster, offset, uses.total())?
             {
-                self.bench.add_references(self.bench.cluster(place.get()), uses.total());
                 return Ok(Some(Verdict {
                     new: Some(HostRef { offset: place, copied: false }),
                     kind: FindingKind::RefcountOverflow,
@@ -227,6 +241,21 @@ impl<S: ReadStorage> L1Entries<'_, '_, S> {
             }));
         }
         Ok(None)
+    }
+
+    /// A copy of a table that has more references than a refcount can say: as many entries as can be counted have the same.
+    fn copy_for(&mut self, cluster: u64, offset: u64, uses: u64) -> Result<Option<HostOffset>> {
+        let known = self.copies.get(&cluster).copied();
+        let place = match known.filter(|&place| self.bench.room_for(place, uses)) {
+            Some(place) => place,
+            None => {
+                let Some(place) = self.bench.copy(offset)? else { return Ok(None) };
+                self.copies.insert(cluster, place);
+                place
+            }
+        };
+        self.bench.add_references(self.bench.cluster(place.get()), uses);
+        Ok(Some(place))
     }
 
     /// Something else lies in the cluster too. What is put right in the table must not change that.

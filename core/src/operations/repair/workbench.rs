@@ -4,16 +4,17 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
 
 use super::findings::{Findings, RepairAction, RepairFinding};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Geometry, HeaderArea, HostCluster, HostOffset};
+use crate::format::{Geometry, HeaderArea, HostCluster, HostOffset, MAX_REPAIR_BYTES, MAX_REPAIR_COPY_BYTES};
 use crate::image::read_header;
 use crate::operations::check::{Counts, Recorded};
-use crate::storage::{OverlayStorage, ReadStorage, Storage, StorageError};
+use crate::storage::{OverlayStorage, ReadStorage, Storage, StorageError, StorageErrorKind};
 
-/// Bytes that all changes may have together. A repair that needs more is done in several runs.
-const MAX_EDIT_BYTES: u64 = 1 << 30;
+/// What a change takes in memory besides its bytes.
+const EDIT_OVERHEAD: u64 = 64;
 /// Clusters that may be copied because two structures use them.
 const MAX_COPIES: u64 = 4096;
 
@@ -90,6 +91,8 @@ pub(super) struct Workbench<'a, S: ReadStorage> {
     pub(super) base_length: u64,
     cursor: u64,
     copies: u64,
+    /// Bytes of the clusters that have the copies.
+    copied: u64,
 }
 
 impl<'a, S: ReadStorage> Workbench<'a, S> {
@@ -114,6 +117,7 @@ impl<'a, S: ReadStorage> Workbench<'a, S> {
             base_length: overlay.base().len()?,
             cursor: 1,
             copies: 0,
+            copied: 0,
         })
     }
 
@@ -124,13 +128,11 @@ impl<'a, S: ReadStorage> Workbench<'a, S> {
 
     /// Changes bytes, and notes the change.
     pub(super) fn edit(&mut self, stage: Stage, at: u64, bytes: &[u8]) -> Result<()> {
-        self.overlay.write_at(at, bytes)?;
         self.edit_bytes = self.edit_bytes.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-        if self.edit_bytes > MAX_EDIT_BYTES {
-            return Err(Error::new(ErrorKind::Limit(alloc::format!(
-                "the repair would have to change more than {MAX_EDIT_BYTES} bytes of metadata"
-            ))));
+        if self.edit_bytes > MAX_REPAIR_BYTES {
+            return Err(too_much());
         }
+        self.overlay.write_at(at, bytes)?;
         match self.edits.last_mut() {
             Some(last)
                 if last.stage == stage
@@ -138,7 +140,10 @@ impl<'a, S: ReadStorage> Workbench<'a, S> {
             {
                 last.bytes.extend_from_slice(bytes);
             }
-            Some(_) | None => self.edits.push(Edit { stage, at, bytes: bytes.to_vec() }),
+            Some(_) | None => {
+                self.edit_bytes = self.edit_bytes.saturating_add(EDIT_OVERHEAD);
+                self.edits.push(Edit { stage, at, bytes: bytes.to_vec() });
+            }
         }
         Ok(())
     }
@@ -152,6 +157,12 @@ impl<'a, S: ReadStorage> Workbench<'a, S> {
     pub(super) fn add_references(&mut self, cluster: u64, count: u64) {
         let slot = self.added.entry(cluster).or_default();
         *slot = slot.saturating_add(count);
+    }
+
+    /// Whether a copy that was made here can have so many references more.
+    pub(super) fn room_for(&self, copy: HostOffset, uses: u64) -> bool {
+        let has = self.added.get(&self.cluster(copy.get())).copied().unwrap_or(0);
+        has.saturating_add(uses) <= self.geometry.max_refcount()
     }
 
     /// The references to a cluster, by the last walk.
@@ -262,10 +273,11 @@ impl<'a, S: ReadStorage> Workbench<'a, S> {
 
     /// As [`Self::copy`], for a compressed stream: as many clusters in a row as it needs.
     pub(super) fn copy_bytes(&mut self, host_offset: u64, length: u64) -> Result<Option<HostOffset>> {
-        if self.copies >= MAX_COPIES {
+        let clusters = self.geometry.clusters_for(length);
+        let copied = self.copied.saturating_add(clusters.saturating_mul(self.geometry.cluster_size()));
+        if self.copies >= MAX_COPIES || copied > MAX_REPAIR_COPY_BYTES {
             return Ok(None);
         }
-        let clusters = self.geometry.clusters_for(length);
         let mut bytes = vec![0u8; usize::try_from(length).unwrap_or(0)];
         self.overlay.read_at(host_offset, &mut bytes)?;
         let first = match self.allocate(clusters) {
@@ -274,6 +286,7 @@ impl<'a, S: ReadStorage> Workbench<'a, S> {
             Err(error) => return Err(error),
         };
         self.copies = self.copies.saturating_add(1);
+        self.copied = copied;
         let place = self.geometry.host_start(HostCluster::new(first));
         self.edit(Stage::Unreachable, place.get(), &bytes)?;
         Ok(Some(place))
@@ -289,25 +302,59 @@ impl<'a, S: ReadStorage> Workbench<'a, S> {
     }
 }
 
-/// A store that takes writes as edits of one stage: for structures that others write.
-pub(super) struct StageWriter<'b, 'a, S: ReadStorage> {
-    pub(super) overlay: &'a OverlayStorage<&'a S>,
-    pub(super) writes: &'b core::cell::RefCell<Vec<(u64, Vec<u8>)>>,
+/// A repair that would hold more in memory than it may.
+fn too_much() -> Error {
+    let what = alloc::format!("the repair would have to change more than {MAX_REPAIR_BYTES} bytes of metadata");
+    Error::new(ErrorKind::Limit(what))
 }
 
-impl<S: ReadStorage> ReadStorage for StageWriter<'_, '_, S> {
+/// A store that takes writes as edits of one stage: for structures that others write. It fails where they become more than
+/// can be edits.
+pub(super) struct StageWriter<'a, S: ReadStorage> {
+    overlay: &'a OverlayStorage<&'a S>,
+    writes: RefCell<Vec<(u64, Vec<u8>)>>,
+    left: Cell<Option<u64>>,
+}
+
+impl<'a, S: ReadStorage> StageWriter<'a, S> {
+    pub(super) fn new(bench: &Workbench<'a, S>) -> Self {
+        let left = Cell::new(MAX_REPAIR_BYTES.checked_sub(bench.edit_bytes));
+        Self { overlay: bench.overlay, writes: RefCell::new(Vec::new()), left }
+    }
+
+    /// What was written; `done`: how the writing ended.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Limit`] where it was too much; how the writing ended.
+    pub(super) fn into_writes(self, done: Result<()>) -> Result<Vec<(u64, Vec<u8>)>> {
+        if self.left.get().is_none() {
+            return Err(too_much());
+        }
+        done.map(|()| self.writes.into_inner())
+    }
+
+    fn take(&self, offset: u64, length: u64, bytes: impl FnOnce() -> Vec<u8>) -> Result<(), StorageError> {
+        let left = self.left.get().and_then(|left| left.checked_sub(length));
+        self.left.set(left);
+        if left.is_none() {
+            return Err(StorageError::new(StorageErrorKind::NoSpace, "write").at(offset));
+        }
+        self.writes.borrow_mut().push((offset, bytes()));
+        Ok(())
+    }
+}
+
+impl<S: ReadStorage> ReadStorage for StageWriter<'_, S> {
     crate::forward_storage!(this => this.overlay; len, read_at, capabilities, next_extent);
 }
 
-impl<S: ReadStorage> Storage for StageWriter<'_, '_, S> {
+impl<S: ReadStorage> Storage for StageWriter<'_, S> {
     fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), StorageError> {
-        self.writes.borrow_mut().push((offset, from.to_vec()));
-        Ok(())
+        self.take(offset, u64::try_from(from.len()).unwrap_or(u64::MAX), || from.to_vec())
     }
 
     fn write_zeroes(&self, offset: u64, length: u64, _: crate::storage::ZeroMode) -> Result<(), StorageError> {
-        self.writes.borrow_mut().push((offset, vec![0; usize::try_from(length).unwrap_or(0)]));
-        Ok(())
+        self.take(offset, length, || vec![0; usize::try_from(length).unwrap_or(0)])
     }
 
     fn discard(&self, _: u64, _: u64) -> Result<(), StorageError> {
