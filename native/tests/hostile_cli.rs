@@ -68,6 +68,46 @@ fn names_do_not_command_the_terminal() {
     assert_eq!(info["snapshots"][0]["name"], "\x1b[2J\x07");
 }
 
+/// A line end in a name does not begin a line of the program's, so that a name can forge none.
+#[test]
+fn names_do_not_forge_lines() {
+    let folder = Folder::new();
+    let path = folder.path("odd.qcow2");
+    let mut image = create(&path, 1 << 20, 65_536);
+    image.create_snapshot(&NewSnapshot { name: "s\nFORGED".into(), ..NewSnapshot::default() }).unwrap();
+    image.add_bitmap("b\r\nFORGED", None).unwrap();
+    image.write_at(0, &[1; 512]).unwrap();
+    image.close().unwrap();
+    std::fs::write(folder.path("base\nFORGED"), [b'p'; 4096]).unwrap();
+    change_header(&path, |area| {
+        area.backing_file = Some("base\nFORGED".into());
+        area.extensions.push(Extension::BackingFormat("raw".into()));
+    });
+    let file = path.to_str().unwrap();
+    for (args, escaped) in [
+        (&["info", file][..], "base\\x0aFORGED"),
+        (&["info", "--backing-chain", file], "base\\x0aFORGED"),
+        (&["snapshot", file], "s\\x0aFORGED"),
+        (&["bitmap", "--list", file], "b\\x0d\\x0aFORGED"),
+        (&["map", file], ""),
+        (&["inspect", "-s", "all", file], "FORGED"),
+        (&["audit", file], "FORGED"),
+        (&["io", "-r", "-c", "info", file], "FORGED"),
+    ] {
+        let output = qcowkit(args);
+        for bytes in [&output.stdout, &output.stderr] {
+            let text = String::from_utf8_lossy(bytes);
+            assert!(!text.lines().any(|line| line.starts_with("FORGED")), "{args:?}: {text}");
+            assert!(!text.contains('\r'), "{args:?}: {text:?}");
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains(escaped), "{args:?}: {text}");
+    }
+    let json = qcowkit(&["info", "--output=json", file]).stdout;
+    let info: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(info["backing-filename"], "base\nFORGED");
+}
+
 #[test]
 fn a_name_that_is_a_link_to_elsewhere_is_a_danger() {
     let (folder, elsewhere) = (Folder::new(), Folder::new());

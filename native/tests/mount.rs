@@ -263,6 +263,8 @@ fn killed_while_it_is_written() {
             wait "$filler" || true
             umount -f point 2> /dev/null || umount -l point || true
             release
+            # The mount point is left behind; whoever mounts again is told what to do.
+            ! "$QCOWKIT" mount image.qcow2 disk 2> words; grep -q "'umount -l disk'" words
             umount -l disk
             code=0; qemu-img check -q -f qcow2 image.qcow2 || code=$?
             test "$code" = 0 -o "$code" = 3

@@ -1,6 +1,7 @@
 //! What images say reaches a terminal as text only: names in an image are a stranger's, and escape sequences in them
 //! would move the cursor, rename the window or hide what was printed before.
 
+use std::borrow::Cow;
 use std::io::{self, StderrLock, Write};
 
 /// Passes everything on but control characters, which come out as `\x1b`; line ends, tabs and returns stay. Of what QEMU's
@@ -30,6 +31,17 @@ pub(crate) fn plain(text: &str) -> String {
     // Writing into memory does not fail.
     let _ = Plain::new(&mut bytes, true).write_all(text.as_bytes());
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A name from an image that has to stay on its line: with a line end in it, it could forge the next line of the output.
+/// `Plain` escapes the other control characters. If not `own`, the name is as QEMU's programs print it.
+pub(crate) fn one_line(name: &str, own: bool) -> Cow<'_, str> {
+    let splits = |c: char| matches!(c, '\n' | '\r' | '\t');
+    if !own || !name.contains(splits) {
+        return Cow::Borrowed(name);
+    }
+    let escaped = |c: char| if splits(c) { format!("\\x{:02x}", u32::from(c)) } else { c.to_string() };
+    Cow::Owned(name.chars().map(escaped).collect())
 }
 
 fn commands(byte: u8, after_c2: bool) -> bool {
@@ -73,6 +85,13 @@ impl<W: Write> Write for Plain<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_stays_on_its_line() {
+        assert_eq!(one_line("a\r\nb\tc", true), "a\\x0d\\x0ab\\x09c");
+        assert_eq!(one_line("a\nb", false), "a\nb");
+        assert_eq!(one_line("\u{e9} \\", true), "\u{e9} \\");
+    }
 
     #[test]
     fn control_characters_are_told_and_text_stays() {

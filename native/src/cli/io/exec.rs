@@ -412,6 +412,7 @@ fn map(disk: &mut Disk, streams: &mut Streams<'_>) -> io::Result<Next> {
 }
 
 fn info(disk: &Disk, streams: &mut Streams<'_>) -> io::Result<Next> {
+    let own = !streams.terse;
     let out = &mut *streams.out;
     let Some(image) = disk.image() else {
         writeln!(out, "format name: raw\ncluster size: 0 bytes\nvm state offset: 0 bytes")?;
@@ -425,7 +426,7 @@ fn info(disk: &Disk, streams: &mut Streams<'_>) -> io::Result<Next> {
     match describe(image) {
         Ok(facts) => {
             writeln!(out, "Format specific information:")?;
-            specific(out, &Json::of(&facts.image.format_specific.data)?, 1)?;
+            specific(out, &Json::of(&facts.image.format_specific.data)?, 1, own)?;
             Ok(Next::Command)
         }
         Err(error) => failed("info", &error, streams),

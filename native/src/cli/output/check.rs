@@ -12,7 +12,7 @@ use qcowkit_core::operations::repair::{
 
 use super::super::json::Json;
 use super::super::personality::Personality;
-use super::super::terminal::Plain;
+use super::super::terminal::{Plain, one_line};
 
 /// What is wrong, one line each: as qemu-img words it where it has the line, else in ours.
 pub(crate) fn findings(report: &CheckReport, personality: Personality, out: &mut dyn Write) -> io::Result<()> {
@@ -42,7 +42,7 @@ fn own_line(finding: &Finding, err: &mut dyn Write) -> io::Result<()> {
         Severity::CheckError => "not checked",
         Severity::Warning => "warning",
     };
-    write!(err, "{word}: {}", finding.message)?;
+    write!(err, "{word}: {}", one_line(&finding.message, true))?;
     let mut separator = " (";
     for (name, offset) in [("host offset", finding.host_offset), ("guest offset", finding.guest_offset)] {
         if let Some(offset) = offset {

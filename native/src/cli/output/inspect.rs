@@ -9,6 +9,7 @@ use qcowkit_core::operations::inspect::{
 
 use super::table::{Align, Table};
 use crate::cli::size::human;
+use crate::cli::terminal::one_line;
 use crate::cli::verbs::inspect::{GuestWay, Inspection};
 
 /// Everything that was asked for.
@@ -241,7 +242,7 @@ fn snapshots(out: &mut dyn Write, reports: &[SnapshotReport]) -> io::Result<()> 
             out,
             "  {}: id {}, name {:?}, L1 table at {:#x} with {} entries, VM state {}, virtual size {}",
             report.index,
-            entry.id,
+            one_line(&entry.id.to_string(), true),
             entry.name.to_string_lossy(),
             entry.l1_table_offset,
             entry.l1_size,

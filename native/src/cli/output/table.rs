@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use super::super::terminal::one_line;
+
 /// How a column is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Align {
@@ -24,9 +26,9 @@ impl Table {
         Self { columns: columns.to_vec(), rows: Vec::new() }
     }
 
-    /// Adds a row, one cell a column.
+    /// Adds a row, one cell a column. Line ends in a cell are escaped: a row is one line.
     pub(crate) fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
+        self.rows.push(cells.iter().map(|cell| one_line(cell, true).into_owned()).collect());
     }
 
     /// Whether there is nothing below the heading.

@@ -13,6 +13,7 @@ use crate::cli::args::{AuditArgs, OutputFormat};
 use crate::cli::failure::{Failure, Outcome};
 use crate::cli::plan::{Session, one_file, size_argument};
 use crate::cli::progress::Progress;
+use crate::cli::terminal::one_line;
 use crate::file::{FileAccess, FileStorage};
 use crate::open::{BackingPolicy, Gate, lock_request, relative_to};
 
@@ -89,6 +90,7 @@ fn judge_links(path: &Path, found: &mut Audit) {
 
 fn human(found: &Audit, file: &OsStr, out: &mut dyn Write) -> io::Result<()> {
     let name = if file == "-" { "standard input".into() } else { Path::new(file).display().to_string() };
+    let name = one_line(&name, true);
     let verdict = match found.verdict {
         Verdict::Safe => "safe: nothing was found that speaks against opening it",
         Verdict::Caution => "caution: look at this before it is opened",
@@ -101,9 +103,10 @@ fn human(found: &Audit, file: &OsStr, out: &mut dyn Write) -> io::Result<()> {
             Verdict::Caution => "caution",
             Verdict::Danger => "danger",
         };
+        let message = one_line(&finding.message, true);
         match finding.host_offset {
-            Some(offset) => writeln!(out, "  {word:<8} {} (host offset {offset:#x})", finding.message)?,
-            None => writeln!(out, "  {word:<8} {}", finding.message)?,
+            Some(offset) => writeln!(out, "  {word:<8} {message} (host offset {offset:#x})")?,
+            None => writeln!(out, "  {word:<8} {message}")?,
         }
     }
     Ok(())

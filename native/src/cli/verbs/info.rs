@@ -31,13 +31,14 @@ pub(crate) fn run(args: &InfoArgs, session: &mut Session<'_>) -> Outcome {
         }
         OutputFormat::Json => json(&facts[0])?.print(session.out)?,
         OutputFormat::Human => {
+            let own = session.personality.is_own();
             for (index, facts) in facts.iter().enumerate() {
                 if index > 0 {
                     writeln!(session.out)?;
                 }
                 match facts {
-                    Facts::Qcow2(info) => human::image(session.out, info)?,
-                    Facts::Raw(file) => human::raw(session.out, file)?,
+                    Facts::Qcow2(info) => human::image(session.out, info, own)?,
+                    Facts::Raw(file) => human::raw(session.out, file, own)?,
                 }
             }
         }

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use crate::cli::args::{MapArgs, OutputFormat};
 use crate::cli::failure::{Failure, Outcome};
 use crate::cli::plan::{Session, size_argument};
+use crate::cli::terminal::one_line;
 use crate::status::{Status, Statuses};
 
 /// Shows which parts of a disk hold data, and where.
@@ -60,6 +61,7 @@ impl Printer<'_> {
             OutputFormat::Human if !run.data || run.zero => Ok(()),
             OutputFormat::Human => {
                 let name = self.names.get(run.depth as usize).map_or("", String::as_str);
+                let name = one_line(name, self.own);
                 let Some(offset) = run.offset else {
                     if self.own {
                         let what = if run.compressed { "compressed" } else { "encrypted" };

@@ -19,6 +19,18 @@ use crate::mount::{Detached, Mount, MountRequest};
 /// More failures than this of one mount are not told: a guest that tries again and again would fill a log.
 const TOLD_FAILURES: u32 = 20;
 
+/// A program that was killed leaves its mount point behind, at which everything fails like this.
+fn cannot_mount(at: &Path, error: &std::io::Error) -> Failure {
+    let at = at.display();
+    let hint = match error.kind() {
+        std::io::ErrorKind::NotConnected => {
+            format!("; a mount whose program was killed is left here: 'umount -l {at}'")
+        }
+        _ => String::new(),
+    };
+    Failure::new(format!("{at}: cannot mount: {error}{hint}"))
+}
+
 /// Shows the disk as a file until it is unmounted, by whomever.
 pub(crate) fn run(args: &MountArgs, session: &mut Session<'_>) -> Outcome {
     let source = source(args, session)?;
@@ -36,7 +48,7 @@ pub(crate) fn run(args: &MountArgs, session: &mut Session<'_>) -> Outcome {
     let (events, happened) = mpsc::channel();
     let over = events.clone();
     let mount = Mount::new(disk, &request, tell_failures(&name), move || drop(over.send(Event::Over)))
-        .map_err(|error| Failure::new(format!("{}: cannot mount: {error}", request.at.display())))?;
+        .map_err(|error| cannot_mount(&request.at, &error))?;
     std::thread::spawn(move || {
         for _ in signals.forever() {
             if events.send(Event::Signal).is_err() {

@@ -89,7 +89,7 @@ fn list(
         OutputFormat::Human => {
             let all: Vec<SnapshotInfo> = snapshots.iter().map(SnapshotInfo::new).collect();
             writeln!(session.out, "Snapshot list:")?;
-            print_table(session.out, &all)?;
+            print_table(session.out, &all, session.personality.is_own())?;
         }
     }
     Ok(())

@@ -1,0 +1,128 @@
+//! A file that somebody else cuts short while the image is open: reads give what is left, zeros or an error, writes are
+//! done or refused, nothing panics, and what is left is not made worse.
+#![cfg(unix)]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::Folder;
+use qcowkit::file::{FileAccess, FileStorage};
+use qcowkit_core::image::{CreateOptions, Image, NewSnapshot, OpenOptions};
+use qcowkit_core::operations::{check, read_header};
+
+const SIZE: u64 = 200 << 10;
+const STEP: u64 = 512;
+
+type Pieces = Vec<Option<Vec<u8>>>;
+
+fn build(path: &Path, cluster_size: u64, extended_l2: bool) {
+    let create = CreateOptions { cluster_size, extended_l2, ..CreateOptions::default() };
+    let storage = FileStorage::open(path, FileAccess::CreateNew).unwrap();
+    let mut image = Image::create(storage, SIZE, &create).unwrap();
+    image.write_at(0, &[1; 9000]).unwrap();
+    image.write_compressed(32_768, &[2; 16_384]).unwrap();
+    // With the smallest clusters this takes a second refcount block.
+    image.write_at(70_000, &[3; 79_000]).unwrap();
+    image.create_snapshot(&NewSnapshot { name: "s".into(), ..NewSnapshot::default() }).unwrap();
+    image.write_at(1000, &[4; 3000]).unwrap();
+    image.write_at(150_000, &[5; 10_000]).unwrap();
+    image.close().unwrap();
+}
+
+fn open(path: &Path, access: FileAccess) -> Option<Image<FileStorage>> {
+    let options = OpenOptions::default();
+    let options = if access == FileAccess::Read { options.read_only() } else { options };
+    Image::open(FileStorage::open(path, access).unwrap(), options).ok()
+}
+
+/// The disk by pieces; `None` for what cannot be read.
+fn pieces(image: &mut Image<FileStorage>) -> Pieces {
+    let piece = |n| {
+        let mut bytes = vec![0; STEP as usize];
+        image.read_at(n * STEP, &mut bytes).ok().map(|()| bytes)
+    };
+    (0..SIZE / STEP).map(piece).collect()
+}
+
+/// The same through a new opening; `None` if it does not open.
+fn looked_at(path: &Path) -> Option<Pieces> {
+    open(path, FileAccess::Read).map(|mut image| pieces(&mut image))
+}
+
+fn is_left(now: Option<&Vec<u8>>, whole: Option<&Vec<u8>>) -> bool {
+    let (Some(now), Some(whole)) = (now, whole) else { return now.is_none() };
+    now.iter().zip(whole).all(|(now, whole)| *now == 0 || now == whole)
+}
+
+/// How much is known in memory when the file is cut.
+const SEEN: [&str; 3] = ["nothing", "all was read", "something was written"];
+
+#[test]
+fn a_file_that_is_cut_while_it_is_open_is_not_made_worse() {
+    let folder = Folder::in_memory();
+    let (mut written, mut refused) = (0, 0);
+    for (kind, (cluster_size, extended)) in [(512, false), (4096, false), (16 << 10, true)].into_iter().enumerate() {
+        let original = folder.path(&format!("original{kind}"));
+        build(&original, cluster_size, extended);
+        let length = fs::metadata(&original).unwrap().len();
+        let whole = looked_at(&original).unwrap();
+        let path = folder.path("cut");
+        for (seen, step) in [(0, 2), (1, 2), (2, 1)] {
+            for cut in (0..length).step_by(cluster_size as usize / step) {
+                let what = format!("{cut} of {length} bytes, clusters of {cluster_size}, {}", SEEN[seen]);
+                fs::copy(&original, &path).unwrap();
+                let mut image = open(&path, FileAccess::Write).unwrap();
+                match seen {
+                    1 => drop(pieces(&mut image)),
+                    2 => image.write_at(199 << 10, &[6; 512]).unwrap(),
+                    _ => {}
+                }
+                fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(cut).unwrap();
+                let left = looked_at(&path);
+
+                let mut whole = whole.clone();
+                if seen == 2 {
+                    whole[398] = Some(vec![6; 512]);
+                }
+                let now = pieces(&mut image);
+                let other = (0..whole.len()).find(|&n| !is_left(now[n].as_ref(), whole[n].as_ref()));
+                assert_eq!(other, None, "{what}: a piece is another");
+
+                let new = 20_000 / STEP as usize..25_000 / STEP as usize;
+                let done = image.write_at(new.start as u64 * STEP, &vec![9; new.len() * STEP as usize]);
+                if done.is_ok() {
+                    let now = pieces(&mut image);
+                    assert!(
+                        new.clone().all(|n| now[n] == Some(vec![9; STEP as usize])),
+                        "{what}: not what was written"
+                    );
+                }
+                let closed = image.close().map(drop);
+                if done.is_ok() && closed.is_ok() {
+                    written += 1
+                } else {
+                    refused += 1
+                }
+
+                // What the file still showed to somebody else it shows now too.
+                let later = looked_at(&path);
+                if let Some(left) = left {
+                    let later = later
+                        .unwrap_or_else(|| panic!("{what}: it does not open: {done:?} {:?}", closed.clone().err()));
+                    let right = |n: &usize| left[*n] == whole[*n] && !new.contains(n);
+                    let lost: Vec<usize> = (0..whole.len()).filter(right).filter(|&n| later[n] != whole[n]).collect();
+                    assert!(lost.is_empty(), "{what}: {lost:?} are lost: {done:?} {:?}", closed.clone().err());
+                }
+                // It can be looked at, whatever it is now.
+                let storage = FileStorage::open(&path, FileAccess::Read).unwrap();
+                if let Ok(header) = read_header(&storage) {
+                    let _ = check(&storage, &header, &mut |_| ());
+                }
+            }
+        }
+    }
+    println!("{written} written, {refused} refused");
+    assert!(written > 50, "{written} written, {refused} refused");
+}
