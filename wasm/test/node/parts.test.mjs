@@ -20,8 +20,8 @@ const MIB = 1 << 20;
 // What was promised for each file, and what all take together today, rounded up, so that they do not grow unnoticed.
 const MOST = 350_000;
 const MOST_PACKED = 120_000;
-const MOST_IN_ALL = 845_000;
-const MOST_PACKED_IN_ALL = 326_000;
+const MOST_IN_ALL = 935_000;
+const MOST_PACKED_IN_ALL = 348_000;
 
 test("each file of the module keeps its size", (t) => {
   const sizes = FILES.map((name) => {
@@ -56,9 +56,8 @@ test("each part is loaded by what is first asked of it, and by nothing else", (t
   image.map();
   image.write(10 * MIB + 5, new Uint8Array(200_000).fill(9));
   image.writeZeroes(3 * MIB, 100_000);
-  image.planDiscard({ offset: 0, length: MIB }, { unref: "retain_unshared" });
   const before = image.checkpoint();
-  image.discard({ offset: 0, length: MIB });
+  image.write(0, new Uint8Array(MIB).fill(3));
   image.rollback(before);
   image.flush();
   image.save();
@@ -77,7 +76,7 @@ test("each part is loaded by what is first asked of it, and by nothing else", (t
   const steps = [
     [() => compressed.read(0, 1), ["codecs"]],
     [() => Image.open(secret, { key: "abc" }).read(65536, 1), ["crypto"]],
-    [() => Image.create(MIB), ["change"]],
+    [() => Image.open(plain).planDiscard({ offset: 0, length: MIB }, { unref: "retain_unshared" }), ["change"]],
     [() => compressed.check(), ["walk", "check"]],
     [() => compressed.info(), ["look"]],
     [() => Trace.churn({ size: 2 ** 28, operations: 10 }), ["lab"]],

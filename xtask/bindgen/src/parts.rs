@@ -18,7 +18,7 @@ pub(crate) struct Part {
     pub(crate) constants: &'static [&'static str],
 }
 
-/// All parts. What opens, reads, maps, writes, discards and saves is in none of them.
+/// All parts. What opens, reads, maps, writes and saves is in none of them.
 pub(crate) const PARTS: &[Part] = &[
     Part {
         name: "codecs",
@@ -55,6 +55,7 @@ pub(crate) const PARTS: &[Part] = &[
         needs: &[],
         exports: &[
             "rawimage_create",
+            "rawimage_discard",
             "rawimage_resize",
             "rawimage_create_snapshot",
             "rawimage_apply_snapshot",
