@@ -9,7 +9,7 @@ use crate::run::{self, Failure};
 use crate::toolchain;
 
 /// Tests of `native` in which threads share an image.
-const TESTS: [&str; 1] = ["shared_image"];
+const TESTS: [&str; 2] = ["shared_image", "long_reads"];
 
 /// The verb.
 pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {

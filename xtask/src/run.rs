@@ -4,7 +4,10 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 /// Why a routine stopped: a sentence for the person who ran it.
 #[derive(Debug)]
@@ -91,20 +94,68 @@ pub(crate) struct Outcome {
     pub(crate) success: bool,
 }
 
-/// Runs a command, shows its standard output line by line and keeps it too.
+/// A test runner that says nothing for so long hangs: the slowest build before its first line takes half of that.
+const SILENCE: Duration = Duration::from_secs(20 * 60);
+
+/// Runs a command, shows its standard output line by line and keeps it too. In continuous integration, where nobody
+/// looks on, a command that has fallen silent is ended, which is no success.
 pub(crate) fn watch(command: &mut Command) -> Result<Outcome, Failure> {
     announce(command);
-    let mut child = command.stdout(Stdio::piped()).spawn().map_err(|error| not_started(command, &error))?;
-    let mut lines = Vec::new();
+    let patience = in_ci().then_some(SILENCE);
+    watch_with(command, patience)
+}
+
+fn watch_with(command: &mut Command, patience: Option<Duration>) -> Result<Outcome, Failure> {
+    command.stdout(Stdio::piped());
+    #[cfg(unix)]
+    if patience.is_some() {
+        // So that what it starts can be ended with it. At a terminal they stay in the group that Ctrl-C goes to.
+        std::os::unix::process::CommandExt::process_group(command, 0);
+    }
+    let mut child = command.spawn().map_err(|error| not_started(command, &error))?;
+    let (send, lines_read) = mpsc::channel();
     if let Some(stdout) = child.stdout.take() {
-        for line in BufReader::new(stdout).split(b'\n') {
-            let line = String::from_utf8_lossy(&line?).into_owned();
-            say(&line);
-            lines.push(line);
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).split(b'\n') {
+                let line = line.map(|line| String::from_utf8_lossy(&line).into_owned());
+                if send.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    let mut lines = Vec::new();
+    loop {
+        let next = match patience {
+            Some(patience) => lines_read.recv_timeout(patience),
+            None => lines_read.recv().map_err(mpsc::RecvTimeoutError::from),
+        };
+        match next {
+            Ok(line) => {
+                let line = line?;
+                say(&line);
+                lines.push(line);
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                let silent = patience.unwrap_or_default().as_secs();
+                complain(&format!("   {} hangs: it has said nothing for {silent} s; ended", shown(command)));
+                end_group(&mut child);
+                child.wait()?;
+                return Ok(Outcome { lines, success: false });
+            }
         }
     }
     let success = child.wait()?.success();
     Ok(Outcome { lines, success })
+}
+
+/// Ends a child that leads a group of processes, and the others of the group.
+fn end_group(child: &mut Child) {
+    let group = format!("-{}", child.id());
+    // Who has ended by itself meanwhile needs no ending.
+    let _ = command("kill").args(["-KILL", "--", &group]).status();
+    let _ = child.kill();
 }
 
 /// Standard output of a command that says little; `None` if it cannot be started or fails.
@@ -162,4 +213,35 @@ fn announce(command: &Command) {
 
 fn not_started(command: &Command, error: &std::io::Error) -> Failure {
     Failure::new(format!("{} does not start: {error}", shown(command)))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut shell = command("sh");
+        shell.args(["-c", script]);
+        shell
+    }
+
+    #[test]
+    fn what_hangs_is_ended_with_what_it_started() {
+        // The inner shell holds the pipe open, as a test program does when cargo alone has gone.
+        let hung =
+            watch_with(&mut shell("echo begun; sh -c 'sleep 100000; true'; echo never"), Some(Duration::from_secs(1)));
+        let hung = hung.unwrap();
+        assert!(!hung.success);
+        assert_eq!(hung.lines, ["begun"]);
+    }
+
+    #[test]
+    fn what_ends_is_shown_whole() {
+        for patience in [None, Some(Duration::from_secs(600))] {
+            let done = watch_with(&mut shell("echo one; printf two; exit 3"), patience).unwrap();
+            assert!(!done.success);
+            assert_eq!(done.lines, ["one", "two"]);
+            assert!(watch_with(&mut shell("true"), patience).unwrap().success);
+        }
+    }
 }
