@@ -25,7 +25,7 @@
 //! | [`error`] | the system's errors as the core's |
 //!
 //! What the bytes of an image mean is known in `qcowkit-core` alone. Unsafe code is in three files, each with its
-//! proof: `lock/ofd.rs` (`fcntl`), `extents/fiemap.rs` (`ioctl`) and `helpers.rs` (threads that borrow).
+//! proof: `lock/ofd.rs` (`fcntl`), `extents/fiemap.rs` (`ioctl`) and `helpers/mod.rs` (threads that borrow).
 
 pub mod analyze;
 pub mod bitmaps;
