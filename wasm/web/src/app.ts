@@ -3,6 +3,7 @@
 import { html, nothing } from "lit";
 import type { PropertyValues } from "lit";
 import { customElement, state } from "lit/decorators.js";
+import { sentence } from "./format.ts";
 import { View } from "./view.ts";
 import { PANES } from "./session.ts";
 import type { Pane } from "./session.ts";
@@ -188,7 +189,7 @@ export class Inspector extends View {
       case "opening":
         return html`<div class="opening" role="status"><span class="spinner" aria-hidden="true"></span> ${session.busy ?? "Opening"}…</div>`;
       case "failed":
-        return html`<div class="failed" role="alert"><h1>${session.failure?.title}</h1><p>${session.failure?.why}</p>
+        return html`<div class="failed" role="alert"><h1>${session.failure?.title}</h1><p>${sentence(session.failure?.why ?? "")}</p>
           <div class="buttons"><button type="button" class="primary" @click=${() => void session.close()}>Open something else</button>
             ${session.opened === undefined ? nothing : html`<button type="button" @click=${() => void session.reopen()}>Try again</button>`}</div></div>`;
       case "open":

@@ -115,10 +115,24 @@ export class Session extends EventTarget {
   /** Goes up with every stop. */
   #stops = 0;
 
-  /** The worker; started when it is first needed. */
+  /** The worker; started when it is first needed, or before, so that its files are there when the network is not. */
   get engine(): RemoteQcowkit {
-    this.#engine ??= startEngine(this.#sealed);
-    return this.#engine;
+    return (this.#engine ??= this.#start());
+  }
+
+  #start(): RemoteQcowkit {
+    const engine = startEngine(this.#sealed, () => {
+      if (this.#engine !== engine) {
+        return;
+      }
+      // The next call begins another one.
+      this.#engine = undefined;
+      if (this.state === "open") {
+        this.image = undefined;
+        this.fail(`${this.opened?.name ?? "The image"} was closed`, new Error("The worker that held it has failed."));
+      }
+    });
+    return engine;
   }
 
   changed(): void {
