@@ -217,7 +217,8 @@ export class QcowMap extends LitElement {
       draw.fillStyle = palette.select;
       for (let cell = first; cell < end; cell += 1) {
         const [x, y] = box(cell);
-        draw.globalAlpha = 0.5;
+        // Thin enough for what lies below it to be told by its pattern.
+        draw.globalAlpha = 0.3;
         draw.fillRect(x - 0.5, y - 0.5, size, size);
         draw.globalAlpha = 1;
         draw.fillRect(x - 0.5, y + size - 2, size, 1.5);
