@@ -214,3 +214,17 @@ test("a file of 6 GB opens by reading its metadata alone, and a server without r
     assert.ok(bytes < 16 * MIB, `${bytes} bytes of a 6 GB file`);
   }, { "large.qcow2": path });
 });
+
+test("sources that need a worker say so in a page, before they ask for anything", async () => {
+  await withPage(PAGE, async (page, { asked }) => {
+    const said = await page.evaluate(async () => {
+      const { BlobSource, PrivateFileSource, UrlSource } = await import("/dist/web.js");
+      const folder = await navigator.storage.getDirectory();
+      const file = await folder.getFileHandle("some", { create: true });
+      const calls = [async () => new BlobSource(new Blob(["x"])), () => UrlSource.open("/files/disk.qcow2"), () => PrivateFileSource.open("some"), () => PrivateFileSource.of(file)];
+      return Promise.all(calls.map((call) => call().catch(({ code, message }) => `${code}: ${message}`)));
+    });
+    assert.deepEqual(said.map((one) => /^unsupported: a \w+Source .*workers/.test(one)), [true, true, true, true], said.join());
+    assert.deepEqual(asked, []);
+  }, { "disk.qcow2": join(import.meta.dirname, "blank.html") });
+});

@@ -182,7 +182,7 @@ export class MapPane extends View {
       return html`<p class="error-text">${owners.error}</p>`;
     }
     return html`<h3>${plural(references, "reference")}</h3>
-      <ul class="plain-list">${owners.value.map((one) => html`<li><strong>${words(one.structure)}</strong> by ${one.source}${one.guest_offset === null ? nothing : html`, guest <code>${hex(one.guest_offset)}</code>`}</li>`)}</ul>
+      <ul class="plain-list">${owners.value.map((one) => html`<li><strong>${words(one.structure)}</strong>${one.source === one.structure ? nothing : html` by ${one.source}`}${one.guest_offset === null ? nothing : html`, guest <code>${hex(one.guest_offset)}</code>`}</li>`)}</ul>
       ${owners.value.length === 0 ? html`<p class="muted">Nothing refers to it.</p>` : nothing}`;
   }
 
