@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { truncateSync } from "node:fs";
 import { join } from "node:path";
 import test from "node:test";
+import { fileURLToPath } from "node:url";
 import { made } from "../images.mjs";
 import { bytesOf, folder, qemuBytes, qemuCheck, run } from "../qcowkit.mjs";
 import { withPage } from "./browser.mjs";
@@ -226,5 +227,5 @@ test("sources that need a worker say so in a page, before they ask for anything"
     });
     assert.deepEqual(said.map((one) => /^unsupported: a \w+Source .*workers/.test(one)), [true, true, true, true], said.join());
     assert.deepEqual(asked, []);
-  }, { "disk.qcow2": join(import.meta.dirname, "blank.html") });
+  }, { "disk.qcow2": fileURLToPath(new URL("blank.html", import.meta.url)) });
 });

@@ -165,6 +165,8 @@ test("from opening to saving with the keyboard alone", async () => {
     await keyboard.press("Enter");
     await ready(page);
     await page.waitForSelector("qcow-map canvas");
+    // What was pressed is gone; the keyboard goes on at the views.
+    assert.match(await focused(), /^ Map$/);
     // The map: moving tells what is there, Shift selects.
     await tabTo(/Map of the file/);
     await keyboard.press("ArrowRight");
@@ -181,6 +183,12 @@ test("from opening to saving with the keyboard alone", async () => {
     }
     await keyboard.press("Enter");
     await page.waitForSelector("qcow-map");
+    // A row leads to its place on the map, and that to its bytes; the keyboard goes along.
+    await page.waitForFunction(() => /^Map of the file/.test(document.activeElement?.getAttribute("aria-label") ?? ""));
+    await keyboard.press("Enter");
+    await page.waitForFunction(() => /^Bytes of the file/.test(document.activeElement?.getAttribute("aria-label") ?? ""));
+    await keyboard.press("1");
+    await page.waitForFunction(() => document.activeElement?.id === "tab-map");
     // The tree and the bytes.
     await keyboard.press("2");
     await tabTo(/^ .*(Header|magic|L1|Refcount|Snapshot|version)/);
@@ -197,6 +205,7 @@ test("from opening to saving with the keyboard alone", async () => {
     await keyboard.press("Home");
     await keyboard.press("Shift+ArrowRight");
     await keyboard.press("Shift+ArrowDown");
+    await page.waitForFunction(() => /^Selected 0x0 to 0x\w+ of the disk/.test(document.querySelector("[aria-live=polite].sr")?.textContent ?? ""));
     await tabTo(/^ Edit…/);
     await keyboard.press("Enter");
     await page.waitForSelector(".plans .down");

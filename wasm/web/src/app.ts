@@ -34,6 +34,9 @@ const SAVES: readonly [SaveKind, string, string][] = [
   ["report", "Report", "one HTML file"],
 ];
 
+/** What a link to a place in a view is for. */
+const INSIDE: Readonly<Partial<Record<Pane, string>>> = { map: "qcow-map [tabindex='0']", structure: ".hex-lines" };
+
 const THEMES = ["auto", "light", "dark"] as const;
 
 @customElement("qcow-inspector")
@@ -42,10 +45,15 @@ export class Inspector extends View {
   @state() private theme: (typeof THEMES)[number] = "auto";
   @state() private said = "";
   @state() private helping = false;
+  /** What is shown, to know when it is something else. */
+  #shown = "";
+  /** Somebody followed a link to a place, and goes on there. */
+  #jumped = false;
 
   override connectedCallback(): void {
     super.connectedCallback();
     this.session.addEventListener("say", this.#say);
+    this.session.addEventListener("jump", this.#jump);
     addEventListener("keydown", this.#key);
     addEventListener("dragover", this.#drag);
     addEventListener("dragleave", this.#leave);
@@ -57,6 +65,7 @@ export class Inspector extends View {
   override disconnectedCallback(): void {
     super.disconnectedCallback();
     this.session.removeEventListener("say", this.#say);
+    this.session.removeEventListener("jump", this.#jump);
     removeEventListener("keydown", this.#key);
     removeEventListener("dragover", this.#drag);
     removeEventListener("dragleave", this.#leave);
@@ -67,6 +76,10 @@ export class Inspector extends View {
 
   readonly #say = (event: Event): void => {
     this.said = (event as CustomEvent<string>).detail;
+  };
+
+  readonly #jump = (): void => {
+    this.#jumped = true;
   };
 
   readonly #drag = (event: DragEvent): void => {
@@ -123,7 +136,30 @@ export class Inspector extends View {
     if (this.helping && dialog !== null && !dialog.open) {
       dialog.showModal();
     }
+    this.#keepFocus();
     document.title = this.session.opened === undefined ? "qcowkit inspector" : `${this.session.dirty ? "• " : ""}${this.session.opened.name} – qcowkit inspector`;
+  }
+
+  /** Where the keyboard goes on when what it was on is gone: in the view that a link led to, else at its tab or at its top. */
+  #keepFocus(): void {
+    const { state, pane, labOnly } = this.session;
+    const shown = `${state} ${pane} ${labOnly}`;
+    const first = this.#shown === "";
+    if (shown === this.#shown) {
+      return;
+    }
+    this.#shown = shown;
+    const inside = this.#jumped ? INSIDE[pane] : undefined;
+    this.#jumped = false;
+    // The views draw themselves a moment later.
+    setTimeout(() => {
+      const { activeElement } = document;
+      const lost = activeElement === null || activeElement === document.body || activeElement.id === "main";
+      if (!first && lost && shown === this.#shown) {
+        const place = (inside === undefined ? null : this.querySelector<HTMLElement>(inside)) ?? this.querySelector<HTMLElement>(`#tab-${pane}`) ?? this.querySelector<HTMLElement>("#main");
+        place?.focus({ preventScroll: true });
+      }
+    });
   }
 
   #bar(): unknown {

@@ -455,7 +455,10 @@ export class Session extends EventTarget {
   goTo(side: Side, offset: number, pane?: Pane): void {
     const end = side === "host" ? this.facts?.fileLength : this.facts?.virtualSize;
     this.place = { side, offset: Math.max(0, Math.min(offset, Math.max(0, (end ?? 1) - 1))) };
-    this.pane = pane ?? this.pane;
+    if (pane !== undefined && pane !== this.pane) {
+      this.pane = pane;
+      this.dispatchEvent(new Event("jump"));
+    }
     this.#showPart(side);
     this.dispatchEvent(new Event("place"));
     this.changed();

@@ -342,7 +342,8 @@ export class QcowMap extends LitElement {
       } else {
         this.#anchor = undefined;
       }
-      this.#tell(next);
+      // What is selected is told instead of what lies at its end.
+      this.#tell(next, !event.shiftKey);
     } else if (event.key === "+" || event.key === "=") {
       this.#zoom(true);
     } else if (event.key === "-") {
@@ -361,9 +362,9 @@ export class QcowMap extends LitElement {
     event.stopPropagation();
   };
 
-  #tell(offset: number): void {
+  #tell(offset: number, aloud = true): void {
     this.dispatchEvent(new CustomEvent("map-place", { detail: { offset } }) satisfies MapPlace);
-    if (this.runs !== undefined) {
+    if (aloud && this.runs !== undefined) {
       this.dispatchEvent(new CustomEvent("map-say", { detail: sentence(this.runs, offset) }));
     }
   }
