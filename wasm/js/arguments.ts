@@ -104,7 +104,7 @@ export function inputOf(input: ImageInput): Uint8Array | ByteSource {
     return octets(isDetached(input) ? undefined : new Uint8Array(input), "input");
   }
   if (typeof input !== "object" || input === null || typeof input.readAt !== "function") {
-    throw refusal("invalid_argument", "an image comes from a Uint8Array, an ArrayBuffer or a ByteSource");
+    throw refusal("invalid_argument", "an image comes from a Uint8Array, an ArrayBuffer or a ByteSource: for a path, new FileSource(path) in Node; for a File or Blob, new BlobSource(file) in a worker");
   }
   const { size, cached } = input;
   const readAt = (offset: number, into: Uint8Array): number => {

@@ -104,7 +104,10 @@ export function connect(worker: WorkerLike): RemoteQcowkit {
     pending.forEach(({ reject }) => reject(why));
     pending.clear();
   };
-  worker.addEventListener("error", (event) => end(new Error(`the worker failed: ${event.message}`)));
+  // What cannot be loaded is told without a word.
+  const whyFailed = ({ message }: { message?: string }): string =>
+    message === undefined || message === "" ? "its file, or one that it imports, cannot be loaded" : message;
+  worker.addEventListener("error", (event) => end(new Error(`the worker failed: ${whyFailed(event)}`)));
   worker.addEventListener("message", ({ data }: MessageEvent<Reply>) => {
     const call = pending.get(data.id);
     if (call === undefined) {

@@ -141,9 +141,13 @@ function attempt(part: Part, load: () => void): void {
 function failed(part: Part, cause: unknown): Error {
   delete part.compiled;
   delete part.arriving;
+  return notLoaded(`the part '${part.name}' of the module`, cause);
+}
+
+/** An error that says what is not there, and why. */
+export function notLoaded(what: string, cause: unknown): Error {
   const why = cause instanceof Error ? cause.message : String(cause);
-  const error = new Error(`the part '${part.name}' of the module is not loaded: ${why}`, { cause });
-  return Object.assign(error, { name: "QcowError", code: "not_loaded" });
+  return Object.assign(new Error(`${what} is not loaded: ${why}`, { cause }), { name: "QcowError", code: "not_loaded" });
 }
 
 function base(): string {

@@ -4,9 +4,16 @@
  * @module
  */
 
-import { array, fillsAtOnce } from "./arguments.js";
+import { array, fillsAtOnce, refusal } from "./arguments.js";
 import type { Image } from "./image.js";
 import type { ByteSource } from "./types.js";
+
+/** Refuses a source where it could not read, before anything is asked of it. */
+function needsWorker(source: string, can: boolean): void {
+  if (!can || typeof document !== "undefined") {
+    throw refusal("unsupported", `${source} reads synchronously, as only workers of a browser can: open the image in one (qcowkit/client), or give its bytes`);
+  }
+}
 
 /** Bytes that are in memory, read without copying them first. */
 export class MemorySource implements ByteSource {
@@ -35,6 +42,7 @@ export class BlobSource implements ByteSource {
   readonly #reader: FileReaderSync;
 
   constructor(blob: Blob) {
+    needsWorker("a BlobSource", typeof FileReaderSync !== "undefined");
     this.#blob = blob;
     this.#reader = new FileReaderSync();
     fillsAtOnce(this);
@@ -64,6 +72,7 @@ export class PrivateFileSource implements ByteSource {
 
   /** Opens a file of the origin's private storage; folders in `path` are separated by `/`. */
   static async open(path: string): Promise<PrivateFileSource> {
+    needsWorker("a PrivateFileSource", typeof FileSystemFileHandle !== "undefined");
     const names = path.split("/").filter((name) => name !== "");
     const last = names.pop();
     if (last === undefined) {
@@ -77,6 +86,7 @@ export class PrivateFileSource implements ByteSource {
   }
 
   static async of(file: FileSystemFileHandle): Promise<PrivateFileSource> {
+    needsWorker("a PrivateFileSource", typeof file.createSyncAccessHandle === "function");
     return new PrivateFileSource(await file.createSyncAccessHandle());
   }
 
@@ -108,6 +118,7 @@ export class UrlSource implements ByteSource {
 
   /** Asks for the first byte and the length. A server that would send the whole file is cut off, and refused. */
   static async open(url: string | URL): Promise<UrlSource> {
+    needsWorker("a UrlSource", typeof XMLHttpRequest !== "undefined");
     const address = new URL(url, location.href).href;
     const first = await ask(address, { headers: { range: "bytes=0-0" } });
     await first.body?.cancel();

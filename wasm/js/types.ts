@@ -9,8 +9,8 @@
  */
 
 /**
- * What went wrong; the names are the same in Rust and Python, but for two: `closed`, and `not_loaded`, when a part of the
- * module is not there and cannot be loaded. The call can be repeated.
+ * What went wrong; the names are the same in Rust and Python, but for two: `closed`, and `not_loaded`, when the module or a
+ * part of it is not there and cannot be loaded. The call can be repeated.
  */
 export type ErrorCode =
   | "storage" | "not_qcow2" | "corrupt" | "unsupported" | "encrypted" | "wrong_key" | "denied"

@@ -12,7 +12,7 @@
 
 import start, { initSync as startSync } from "../pkg/qcowkit.js";
 import type { InitInput, InitOutput } from "../pkg/qcowkit.js";
-import { attach, partsReady, place, prefetch, supply } from "./parts.js";
+import { attach, notLoaded, partsReady, place, prefetch, supply } from "./parts.js";
 
 export * from "./api.js";
 export { partsReady } from "./parts.js";
@@ -39,7 +39,7 @@ export interface InitOptions {
   readonly locate?: (file: string) => string | URL;
 }
 
-/** Loads the module and its parts. */
+/** Loads the module and its parts. What cannot be loaded is an error with code `not_loaded`; it can be called again. */
 export default async function init(given?: InitOptions | InitInput | Promise<InitInput>): Promise<InitOutput> {
   const { module_or_path, parts = "now", locate = beside(module_or_path) } = optionsOf(given);
   if (locate !== undefined) {
@@ -48,7 +48,9 @@ export default async function init(given?: InitOptions | InitInput | Promise<Ini
   if (parts !== "demand") {
     prefetch();
   }
-  const module = await start(module_or_path === undefined ? undefined : { module_or_path });
+  const module = await start(module_or_path === undefined ? undefined : { module_or_path }).catch((why: unknown) => {
+    throw notLoaded("the module", why);
+  });
   attach(module, readNow);
   if (parts !== "demand") {
     const ready = partsReady();

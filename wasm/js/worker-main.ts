@@ -3,4 +3,4 @@
 import init from "./web.js";
 import { serve } from "./worker.js";
 
-serve(init({ parts: "demand" }));
+serve(() => init({ parts: "demand" }));

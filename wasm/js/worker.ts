@@ -5,7 +5,7 @@
  * // worker.ts
  * import init from "qcowkit/web";
  * import { serve } from "qcowkit/worker";
- * serve(init());                                  // or init({ parts: "demand" }), as worker-main does
+ * serve(() => init());                            // or init({ parts: "demand" }), as worker-main does
  * ```
  *
  * A file that is itself a worker, for pages without a bundler, is `qcowkit/worker-main`.
@@ -65,14 +65,27 @@ interface Scope {
   addEventListener(type: "message", listener: (event: MessageEvent) => void): void;
 }
 
-/** Answers the page's calls, one after the other, once `ready` (the loading of the module) is done. */
-export function serve(ready: Promise<unknown> = Promise.resolve(), scope: Scope = globalThis as unknown as Scope): void {
+/**
+ * Answers the page's calls, one after the other, once the module is loaded. With a function, a module that could not be
+ * loaded is loaded anew by the next call; a promise that failed fails every call.
+ */
+export function serve(ready: Promise<unknown> | (() => Promise<unknown>) = Promise.resolve(), scope: Scope = globalThis as unknown as Scope): void {
   const server = new Server((reply) => scope.postMessage(reply, "value" in reply ? buffersOf(reply.value) : []));
-  let queue: Promise<unknown> = ready;
+  const begin = typeof ready === "function" ? ready : () => ready;
+  let loaded = begin();
+  let queue: Promise<unknown> = loaded.catch(() => undefined);
+  const answer = async (request: Request, since: number): Promise<void> => {
+    try {
+      await loaded.catch(() => (loaded = begin()));
+    } catch (why) {
+      server.fail(request, why);
+      return;
+    }
+    await server.answer(request, since);
+  };
   scope.addEventListener("message", ({ data }: MessageEvent<Request>) => {
     const since = performance.now();
-    // A module that did not load fails each call, not only the first.
-    queue = queue.then(() => server.answer(data, since), () => ready.then(() => server.answer(data, since), (why) => server.fail(data, why)));
+    queue = queue.then(() => answer(data, since));
   });
 }
 

@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { truncateSync } from "node:fs";
 import { join } from "node:path";
 import test from "node:test";
+import { fileURLToPath } from "node:url";
 import { made } from "../images.mjs";
 import { bytesOf, folder, qemuBytes, qemuCheck, run } from "../qcowkit.mjs";
 import { withPage } from "./browser.mjs";
@@ -213,4 +214,18 @@ test("a file of 6 GB opens by reading its metadata alone, and a server without r
       .reduce((sum, [start, end]) => sum + end - start + 1, 0);
     assert.ok(bytes < 16 * MIB, `${bytes} bytes of a 6 GB file`);
   }, { "large.qcow2": path });
+});
+
+test("sources that need a worker say so in a page, before they ask for anything", async () => {
+  await withPage(PAGE, async (page, { asked }) => {
+    const said = await page.evaluate(async () => {
+      const { BlobSource, PrivateFileSource, UrlSource } = await import("/dist/web.js");
+      const folder = await navigator.storage.getDirectory();
+      const file = await folder.getFileHandle("some", { create: true });
+      const calls = [async () => new BlobSource(new Blob(["x"])), () => UrlSource.open("/files/disk.qcow2"), () => PrivateFileSource.open("some"), () => PrivateFileSource.of(file)];
+      return Promise.all(calls.map((call) => call().catch(({ code, message }) => `${code}: ${message}`)));
+    });
+    assert.deepEqual(said.map((one) => /^unsupported: a \w+Source .*workers/.test(one)), [true, true, true, true], said.join());
+    assert.deepEqual(asked, []);
+  }, { "disk.qcow2": fileURLToPath(new URL("blank.html", import.meta.url)) });
 });

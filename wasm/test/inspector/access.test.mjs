@@ -55,17 +55,31 @@ for (const colorScheme of ["light", "dark"]) {
   });
 }
 
-test("narrow windows show everything without scrolling sideways", async () => {
-  await withInspector(async (page) => {
-    await open(page, image);
-    for (const pane of PANES) {
-      await page.click(`#tab-${pane}`);
-      await page.waitForTimeout(150);
-      const [inner, all] = await page.evaluate(() => [innerWidth, document.documentElement.scrollWidth]);
-      assert.ok(all <= inner, `${pane}: ${all} pixels in ${inner}`);
-    }
-  }, { viewport: { width: 400, height: 800 } });
-});
+for (const width of [400, 320]) {
+  test(`windows of ${width} pixels show everything without scrolling sideways`, async () => {
+    await withInspector(async (page) => {
+      // One with partitions, a snapshot and gaps.
+      await page.click("[data-sample='used.qcow2']");
+      await ready(page);
+      const outside = (what) => page.$$eval(what, (all) => all.filter((one) => one.getBoundingClientRect().right > innerWidth || one.getBoundingClientRect().left < 0).length);
+      assert.equal(await outside("[role=tab]"), 0, "the tabs");
+      for (const pane of PANES) {
+        await page.click(`#tab-${pane}`);
+        await page.waitForTimeout(150);
+        const [inner, all] = await page.evaluate(() => [innerWidth, document.documentElement.scrollWidth]);
+        assert.ok(all <= inner, `${pane}: ${all} pixels in ${inner}`);
+      }
+      await page.click("#tab-structure");
+      await page.waitForSelector(".hex-line:nth-of-type(3)");
+      const shown = await page.$$eval(".hex-lines, .hex-byte", ([pane, ...bytes]) => bytes.map((one) => pane.getBoundingClientRect().right - one.getBoundingClientRect().right));
+      assert.ok(shown.length >= 64 && Math.min(...shown) >= 0, `a byte stands ${-Math.min(...shown)} pixels outside`);
+      await page.locator(".hex-lines").focus();
+      await page.keyboard.press("ArrowDown");
+      await page.keyboard.press("End");
+      assert.match(await page.innerText(".hex-about"), /0xf /);
+    }, { viewport: { width, height: 800 } });
+  });
+}
 
 test("the menu fits on narrow windows, and closes by Escape and by what is done elsewhere", async () => {
   await withInspector(async (page) => {
@@ -151,6 +165,8 @@ test("from opening to saving with the keyboard alone", async () => {
     await keyboard.press("Enter");
     await ready(page);
     await page.waitForSelector("qcow-map canvas");
+    // What was pressed is gone; the keyboard goes on at the views.
+    assert.match(await focused(), /^ Map$/);
     // The map: moving tells what is there, Shift selects.
     await tabTo(/Map of the file/);
     await keyboard.press("ArrowRight");
@@ -167,6 +183,12 @@ test("from opening to saving with the keyboard alone", async () => {
     }
     await keyboard.press("Enter");
     await page.waitForSelector("qcow-map");
+    // A row leads to its place on the map, and that to its bytes; the keyboard goes along.
+    await page.waitForFunction(() => /^Map of the file/.test(document.activeElement?.getAttribute("aria-label") ?? ""));
+    await keyboard.press("Enter");
+    await page.waitForFunction(() => /^Bytes of the file/.test(document.activeElement?.getAttribute("aria-label") ?? ""));
+    await keyboard.press("1");
+    await page.waitForFunction(() => document.activeElement?.id === "tab-map");
     // The tree and the bytes.
     await keyboard.press("2");
     await tabTo(/^ .*(Header|magic|L1|Refcount|Snapshot|version)/);
@@ -183,6 +205,7 @@ test("from opening to saving with the keyboard alone", async () => {
     await keyboard.press("Home");
     await keyboard.press("Shift+ArrowRight");
     await keyboard.press("Shift+ArrowDown");
+    await page.waitForFunction(() => /^Selected 0x0 to 0x\w+ of the disk/.test(document.querySelector("[aria-live=polite].sr")?.textContent ?? ""));
     await tabTo(/^ Edit…/);
     await keyboard.press("Enter");
     await page.waitForSelector(".plans .down");

@@ -97,6 +97,9 @@ test("bytes, zeros, snapshots: the image, the script and the JSON say the same",
     assert.throws(() => execFileSync("python3", [join(folder, "apply.py"), patch, patch], { stdio: "pipe" }), "another file is refused");
     const report = readFileSync(await saved(page, "Report", folder), "utf8");
     assert.match(report, /Live data/);
+    const edits = await page.$$eval(".journal li", (all) => all.map((one) => one.textContent.trim()));
+    assert.ok(edits.length > 0);
+    assert.deepEqual([.../<h2>Edits<\/h2><ol>(.*?)<\/ol>/.exec(report)[1].matchAll(/<li>(.*?)<\/li>/g)].map(([, title]) => title), edits);
     assert.doesNotMatch(report, /<script/i);
   });
 });

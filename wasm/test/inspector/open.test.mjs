@@ -18,6 +18,7 @@ run("qemu-io", "-d", "unmap", "-c", "write -P 4 1M 2M", "-c", "discard 6M 2M", "
 
 // The files that the module is in.
 const ASSETS = fileURLToPath(new URL("../../web/dist/assets/", import.meta.url));
+const SAMPLES = readdirSync(join(ASSETS, "../samples")).length;
 const PIECES = readdirSync(ASSETS).filter((name) => name.endsWith(".wasm")).length;
 
 // The groups of the map, out of the classes of the ledger.
@@ -204,17 +205,57 @@ test("it works without a network once it was loaded", async () => {
   });
 });
 
-test("the parts of the module come by themselves, those too that nothing has needed yet", async () => {
-  await withInspector(async (page, { asked }) => {
-    await open(page, image);
-    const fetched = () => new Set(asked.map(({ path }) => path).filter((path) => path.endsWith(".wasm")));
-    for (const until = Date.now() + 20_000; fetched().size < PIECES && Date.now() < until;) {
-      await page.waitForTimeout(20);
+// Waits until the page has asked for all that it will need.
+async function fetched(page, asked) {
+  const paths = () => new Set(asked.map(({ path }) => path).filter((path) => /\.wasm$|\.gz$/.test(path)));
+  for (const until = Date.now() + 20_000; paths().size < PIECES + SAMPLES && Date.now() < until;) {
+    await page.waitForTimeout(20);
+  }
+  assert.equal(paths().size, PIECES + SAMPLES, [...paths()].join());
+  assert.ok([...paths()].some((path) => path.includes("qcowkit_lab")));
+  await page.waitForLoadState("networkidle");
+}
+
+test("without a service worker too, what the page may need later comes by itself, and no network is needed then", async () => {
+  await withInspector(async (page, { asked, context, server }) => {
+    await fetched(page, asked);
+    server.closeAllConnections();
+    server.close();
+    await context.setOffline(true);
+    await page.click("[data-sample='used.qcow2']");
+    await ready(page);
+    assert.notEqual(await page.textContent("qcow-summary .badge"), "cannot be checked");
+    for (const pane of ["structure", "runs", "check", "partitions", "layout", "edit", "lab"]) {
+      await page.click(`#tab-${pane}`);
+      await page.waitForFunction(() => !/…/.test(document.querySelector("#pane > * > .message")?.textContent ?? ""));
+      assert.deepEqual(await page.$$eval(".message.error, .notice", (all) => all.map((one) => one.textContent)), [], pane);
     }
-    assert.ok([...fetched()].some((path) => path.includes("qcowkit_lab")), [...fetched()].join());
-    assert.equal(fetched().size, PIECES);
-  }, { serviceWorkers: "block" });
+    await page.getByRole("button", { name: "Run", exact: true }).click();
+    await page.waitForSelector(".player");
+    // The browser asks for the page's icon whenever its address changes.
+  }, { serviceWorkers: "block", expected: /ERR_INTERNET_DISCONNECTED/ });
 });
+
+for (const [what, files, words] of [
+  ["worker", "**/worker-*.js", /worker failed: its file, or one that it imports, cannot be loaded\./],
+  ["module", "**/qcowkit_bg-*.wasm", /The module is not loaded: .*503/],
+]) {
+  test(`a ${what} that cannot be had is told in words, and tried again`, async () => {
+    await withInspector(async (page, { context }) => {
+      let gone = true;
+      await context.route(files, (route) => (gone ? route.fulfill({ status: 503, body: "" }) : route.continue()));
+      await page.reload();
+      for (let round = 0; round < 2; round += 1) {
+        await (round === 0 ? page.setInputFiles("[data-open=file]", image) : page.getByRole("button", { name: "Try again" }).click());
+        await page.waitForFunction(() => /cannot be shown/.test(document.querySelector(".failed")?.textContent ?? ""));
+        assert.match(await page.innerText(".failed"), words);
+      }
+      gone = false;
+      await page.getByRole("button", { name: "Try again" }).click();
+      await ready(page);
+    }, { serviceWorkers: "block", expected: /503/ });
+  });
+}
 
 test("what is no image, and what is broken, gets a message and never a blank page", async () => {
   const bytes = readFileSync(image);

@@ -10,6 +10,25 @@ import { fileURLToPath } from "node:url";
 
 const FOLDER = fileURLToPath(new URL("../../", import.meta.url));
 
+const TYPED = `
+  import { fstatSync, openSync, readSync } from "node:fs";
+  import { type ByteSource, FileSource, Image, isQcowError, type CheckReport } from "qcowkit";
+  class Mine implements ByteSource {
+    readonly file = openSync("disk.qcow2", "r");
+    readonly size = fstatSync(this.file).size;
+    readAt(offset: number, into: Uint8Array): number {
+      return readSync(this.file, into, 0, into.length, offset);
+    }
+  }
+  export function check(): CheckReport | string {
+    try {
+      using image = Image.open(new Mine(), { resolver: ({ name }) => ({ input: new FileSource(name) }) });
+      return image.check({ progress: (done) => done.toFixed() });
+    } catch (error) {
+      return isQcowError(error) ? error.code : String(error);
+    }
+  }`;
+
 test("the packed package installs and loads by each of its entries", () => {
   const elsewhere = mkdtempSync(join(tmpdir(), "qcowkit-package-"));
   const npm = (...parameters) =>
@@ -46,6 +65,16 @@ test("the packed package installs and loads by each of its entries", () => {
     writeFileSync(join(elsewhere, "program.mjs"), program);
     const printed = execFileSync(process.execPath, ["program.mjs"], { cwd: elsewhere, encoding: "utf8" });
     assert.equal(printed.trim(), "true");
+    // A strict program for Node, which knows nothing of browsers, with the package's own types checked as well.
+    writeFileSync(join(elsewhere, "typed.mts"), TYPED);
+    writeFileSync(join(elsewhere, "tsconfig.json"), JSON.stringify({
+      compilerOptions: {
+        strict: true, skipLibCheck: false, noEmit: true, target: "es2022", lib: ["es2022", "esnext.disposable"], module: "nodenext",
+        types: ["node"], typeRoots: [join(FOLDER, "node_modules/@types")],
+      },
+      files: ["typed.mts"],
+    }));
+    execFileSync(join(FOLDER, "node_modules/.bin/tsc"), ["--project", "."], { cwd: elsewhere, encoding: "utf8" });
   } finally {
     rmSync(elsewhere, { recursive: true, force: true });
   }

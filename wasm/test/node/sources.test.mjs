@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import test from "node:test";
-import { Image, UrlSource } from "qcowkit";
+import { BlobSource, Image, PrivateFileSource, UrlSource } from "qcowkit";
 import { bytesOf } from "../qcowkit.mjs";
 import { made } from "../images.mjs";
 
@@ -66,4 +66,15 @@ for (const [what, change, words] of [
 test("a server that sends more than it was asked for harms nothing", async (t) => {
   serve(t, bytesOf(made(t, "plain"), "disk.qcow2"), (answer) => ({ ...answer, body: Buffer.concat([answer.body, Buffer.alloc(9999, 1)]) }));
   assert.equal(Image.open(await UrlSource.open("disk.qcow2")).check().corruptions, 0);
+});
+
+test("a source that Node cannot read says so, and a path or a Blob in place of a source what to do", async () => {
+  const unsupported = (error) => error.name === "QcowError" && error.code === "unsupported" && /only workers/.test(error.message);
+  await assert.rejects(UrlSource.open("http://127.0.0.1/x"), unsupported);
+  await assert.rejects(PrivateFileSource.open("x"), unsupported);
+  await assert.rejects(PrivateFileSource.of({}), unsupported);
+  assert.throws(() => new BlobSource(new Blob(["x"])), unsupported);
+  for (const input of ["disk.qcow2", new Blob(["x"])]) {
+    assert.throws(() => Image.open(input), (error) => error.code === "invalid_argument" && /FileSource.*BlobSource/.test(error.message));
+  }
 });

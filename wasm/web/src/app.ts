@@ -3,6 +3,7 @@
 import { html, nothing } from "lit";
 import type { PropertyValues } from "lit";
 import { customElement, state } from "lit/decorators.js";
+import { sentence } from "./format.ts";
 import { View } from "./view.ts";
 import { PANES } from "./session.ts";
 import type { Pane } from "./session.ts";
@@ -33,6 +34,9 @@ const SAVES: readonly [SaveKind, string, string][] = [
   ["report", "Report", "one HTML file"],
 ];
 
+/** What a link to a place in a view is for. */
+const INSIDE: Readonly<Partial<Record<Pane, string>>> = { map: "qcow-map [tabindex='0']", structure: ".hex-lines" };
+
 const THEMES = ["auto", "light", "dark"] as const;
 
 @customElement("qcow-inspector")
@@ -41,10 +45,15 @@ export class Inspector extends View {
   @state() private theme: (typeof THEMES)[number] = "auto";
   @state() private said = "";
   @state() private helping = false;
+  /** What is shown, to know when it is something else. */
+  #shown = "";
+  /** Somebody followed a link to a place, and goes on there. */
+  #jumped = false;
 
   override connectedCallback(): void {
     super.connectedCallback();
     this.session.addEventListener("say", this.#say);
+    this.session.addEventListener("jump", this.#jump);
     addEventListener("keydown", this.#key);
     addEventListener("dragover", this.#drag);
     addEventListener("dragleave", this.#leave);
@@ -56,6 +65,7 @@ export class Inspector extends View {
   override disconnectedCallback(): void {
     super.disconnectedCallback();
     this.session.removeEventListener("say", this.#say);
+    this.session.removeEventListener("jump", this.#jump);
     removeEventListener("keydown", this.#key);
     removeEventListener("dragover", this.#drag);
     removeEventListener("dragleave", this.#leave);
@@ -66,6 +76,10 @@ export class Inspector extends View {
 
   readonly #say = (event: Event): void => {
     this.said = (event as CustomEvent<string>).detail;
+  };
+
+  readonly #jump = (): void => {
+    this.#jumped = true;
   };
 
   readonly #drag = (event: DragEvent): void => {
@@ -122,7 +136,30 @@ export class Inspector extends View {
     if (this.helping && dialog !== null && !dialog.open) {
       dialog.showModal();
     }
+    this.#keepFocus();
     document.title = this.session.opened === undefined ? "qcowkit inspector" : `${this.session.dirty ? "• " : ""}${this.session.opened.name} – qcowkit inspector`;
+  }
+
+  /** Where the keyboard goes on when what it was on is gone: in the view that a link led to, else at its tab or at its top. */
+  #keepFocus(): void {
+    const { state, pane, labOnly } = this.session;
+    const shown = `${state} ${pane} ${labOnly}`;
+    const first = this.#shown === "";
+    if (shown === this.#shown) {
+      return;
+    }
+    this.#shown = shown;
+    const inside = this.#jumped ? INSIDE[pane] : undefined;
+    this.#jumped = false;
+    // The views draw themselves a moment later.
+    setTimeout(() => {
+      const { activeElement } = document;
+      const lost = activeElement === null || activeElement === document.body || activeElement.id === "main";
+      if (!first && lost && shown === this.#shown) {
+        const place = (inside === undefined ? null : this.querySelector<HTMLElement>(inside)) ?? this.querySelector<HTMLElement>(`#tab-${pane}`) ?? this.querySelector<HTMLElement>("#main");
+        place?.focus({ preventScroll: true });
+      }
+    });
   }
 
   #bar(): unknown {
@@ -188,7 +225,7 @@ export class Inspector extends View {
       case "opening":
         return html`<div class="opening" role="status"><span class="spinner" aria-hidden="true"></span> ${session.busy ?? "Opening"}…</div>`;
       case "failed":
-        return html`<div class="failed" role="alert"><h1>${session.failure?.title}</h1><p>${session.failure?.why}</p>
+        return html`<div class="failed" role="alert"><h1>${session.failure?.title}</h1><p>${sentence(session.failure?.why ?? "")}</p>
           <div class="buttons"><button type="button" class="primary" @click=${() => void session.close()}>Open something else</button>
             ${session.opened === undefined ? nothing : html`<button type="button" @click=${() => void session.reopen()}>Try again</button>`}</div></div>`;
       case "open":

@@ -24,9 +24,9 @@ export function hex(value: number | bigint): string {
   return `0x${value.toString(16)}`;
 }
 
-/** Words of an error as a sentence of their own. */
+/** Words of an error as a sentence of their own; an address that they begin with stays as it is. */
 export function sentence(words: string): string {
-  const first = words.charAt(0).toUpperCase();
+  const first = /^\w+:\/\//.test(words) ? words.charAt(0) : words.charAt(0).toUpperCase();
   return `${first}${words.slice(1)}${/[.!?]$/.test(words) ? "" : "."}`;
 }
 
@@ -78,7 +78,7 @@ export function reason(error: unknown): string {
   if (!(error instanceof Error)) {
     return String(error);
   }
-  const cause = error.cause instanceof Error ? ` (${error.cause.message})` : "";
+  const cause = error.cause instanceof Error && !error.message.includes(error.cause.message) ? ` (${error.cause.message})` : "";
   return `${error.message}${cause}`;
 }
 

@@ -4,6 +4,8 @@ import "./app.ts";
 import { followFragment } from "./hash.ts";
 import { reason } from "./format.ts";
 import { session } from "./session.ts";
+import { SAMPLES } from "./start.ts";
+import { prepare } from "./ui/files.ts";
 
 // What nobody caught is told, not hidden behind a page that does nothing.
 const tell = (error: unknown): void => {
@@ -29,6 +31,9 @@ addEventListener("beforeunload", (event) => {
 });
 
 followFragment();
+
+// Where there is no service worker (it needs https), the page needs no network from here on all the same.
+addEventListener("load", () => prepare(SAMPLES.map(({ file }) => file)));
 
 if (import.meta.env.PROD && "serviceWorker" in navigator) {
   navigator.serviceWorker.register(new URL("sw.js", document.baseURI)).catch(() => undefined);

@@ -9,6 +9,7 @@ const STYLE = `:root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-s
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse;width:100%}
 th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #8884;vertical-align:top}th.n,td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .bar{display:flex;height:1.6rem;border-radius:4px;overflow:hidden;margin:.5rem 0}.bar i{display:block;min-width:1px}
+.key{display:inline-block;width:.8em;height:.8em;margin-right:.5em;border-radius:2px}
 code{font-family:ui-monospace,monospace}small{opacity:.75}`;
 
 const COLORS: Readonly<Record<string, string>> = {
@@ -19,11 +20,11 @@ const COLORS: Readonly<Record<string, string>> = {
 export function reportHtml(session: Session): string {
   const name = session.opened?.name ?? "image";
   return `<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>${escape(name)} – qcowkit report</title><style>${STYLE}</style></head><body>
+<title>${escape(name)} – qcowkit report</title><style>${STYLE}</style></head><body><main>
 <h1>${escape(name)}</h1>
 <p><small>Made by the qcowkit inspector on ${new Date().toISOString().slice(0, 10)}${session.edits.length > 0 ? `, with ${plural(session.edits.length, "edit")} in memory` : ""}.</small></p>
-${facts(session)}${ledgerOf(session)}${checkOf(session)}${layoutOf(session)}${partitionsOf(session)}${headerOf(session)}
-</body></html>
+${facts(session)}${editsOf(session)}${ledgerOf(session)}${checkOf(session)}${layoutOf(session)}${partitionsOf(session)}${headerOf(session)}
+</main></body></html>
 `;
 }
 
@@ -35,8 +36,14 @@ function ready<T>(report: Lazy<T>): T | undefined {
   return report.state === "ready" ? report.value : undefined;
 }
 
+/** A name with the colour that it has in the bar. */
+class Key {
+  constructor(readonly color: string, readonly title: string) {}
+}
+
 function table(heads: readonly string[], rows: readonly (readonly unknown[])[], numeric: readonly number[] = []): string {
-  const cells = (row: readonly unknown[], tag: string): string => row.map((cell, index) => `<${tag}${numeric.includes(index) ? ' class="n"' : ""}>${escape(cell)}</${tag}>`).join("");
+  const text = (cell: unknown): string => (cell instanceof Key ? `<i class="key" style="background:${cell.color}"></i>${escape(cell.title)}` : escape(cell));
+  const cells = (row: readonly unknown[], tag: string): string => row.map((cell, index) => `<${tag}${numeric.includes(index) ? ' class="n"' : ""}>${text(cell)}</${tag}>`).join("");
   return `<table><thead><tr>${cells(heads, "th")}</tr></thead><tbody>${rows.map((row) => `<tr>${cells(row, "td")}</tr>`).join("")}</tbody></table>`;
 }
 
@@ -46,7 +53,7 @@ function facts({ facts: found }: Session): string {
   }
   const info = found.info;
   const features = "value" in found.header ? found.header.value.features.map((feature) => feature.name).join(", ") : "";
-  return table(["What", ""], [
+  return table(["What", "Value"], [
     ["Disk", `${bytes(found.virtualSize)} (${count(found.virtualSize)} bytes)`],
     ["File", `${bytes(found.fileLength)} (${count(found.fileLength)} bytes)`],
     ["Cluster", bytes(found.clusterSize)],
@@ -58,6 +65,11 @@ function facts({ facts: found }: Session): string {
   ]);
 }
 
+/** What was done to the file since it was opened. */
+function editsOf({ edits }: Session): string {
+  return edits.length === 0 ? "" : `<h2>Edits</h2><ol>${edits.map(({ title }) => `<li>${escape(title)}</li>`).join("")}</ol>`;
+}
+
 function ledgerOf(session: Session): string {
   const analysis = ready(session.reports.analysis);
   if (analysis === undefined) {
@@ -67,7 +79,7 @@ function ledgerOf(session: Session): string {
   const lines = ledger.classes.filter((line) => line.bytes > 0);
   const color = (name: (typeof lines)[number]["class"]): string => COLORS[HOST_KINDS[kindOfClass(name)]?.key ?? "free"] ?? "#888";
   const bar = lines.map((line) => `<i title="${escape(TITLES[line.class])}" style="background:${color(line.class)};width:${(100 * line.bytes) / Math.max(1, ledger.file_length)}%"></i>`).join("");
-  const rows = lines.map((line) => [TITLES[line.class], bytes(line.bytes), count(line.bytes), percent(line.bytes, ledger.file_length)]);
+  const rows = lines.map((line) => [new Key(color(line.class), TITLES[line.class]), bytes(line.bytes), count(line.bytes), percent(line.bytes, ledger.file_length)]);
   const host = ready(session.reports.host);
   const found = host === undefined ? undefined : sums(host);
   const runs = found === undefined || host === undefined ? "" : `<p><small>${host.first > 0 || host.next !== undefined ? `From ${hex(host.first)} to ${hex(host.end)}: ` : ""}${plural(host.offset.length, "run")} of clusters.</small></p>`;

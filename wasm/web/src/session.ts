@@ -115,10 +115,24 @@ export class Session extends EventTarget {
   /** Goes up with every stop. */
   #stops = 0;
 
-  /** The worker; started when it is first needed. */
+  /** The worker; started when it is first needed, or before, so that its files are there when the network is not. */
   get engine(): RemoteQcowkit {
-    this.#engine ??= startEngine(this.#sealed);
-    return this.#engine;
+    return (this.#engine ??= this.#start());
+  }
+
+  #start(): RemoteQcowkit {
+    const engine = startEngine(this.#sealed, () => {
+      if (this.#engine !== engine) {
+        return;
+      }
+      // The next call begins another one.
+      this.#engine = undefined;
+      if (this.state === "open") {
+        this.image = undefined;
+        this.fail(`${this.opened?.name ?? "The image"} was closed`, new Error("The worker that held it has failed."));
+      }
+    });
+    return engine;
   }
 
   changed(): void {
@@ -441,7 +455,10 @@ export class Session extends EventTarget {
   goTo(side: Side, offset: number, pane?: Pane): void {
     const end = side === "host" ? this.facts?.fileLength : this.facts?.virtualSize;
     this.place = { side, offset: Math.max(0, Math.min(offset, Math.max(0, (end ?? 1) - 1))) };
-    this.pane = pane ?? this.pane;
+    if (pane !== undefined && pane !== this.pane) {
+      this.pane = pane;
+      this.dispatchEvent(new Event("jump"));
+    }
     this.#showPart(side);
     this.dispatchEvent(new Event("place"));
     this.changed();

@@ -5,7 +5,7 @@ import { customElement } from "lit/decorators.js";
 import { chosen, openFiles, openSample, openUrl } from "./ui/files.ts";
 import { View } from "./view.ts";
 
-const SAMPLES: readonly { file: string; title: string; about: string }[] = [
+export const SAMPLES: readonly { file: string; title: string; about: string }[] = [
   { file: "used.qcow2", title: "A used disk", about: "Partitions, packed clusters, a snapshot, a bitmap, gaps after discards." },
   { file: "subclusters.qcow2", title: "Subclusters", about: "Extended L2 entries, zeros that keep their space, zstd." },
   { file: "damaged.qcow2", title: "A damaged image", about: "Leaks, wrong refcounts and a broken entry, to be found and repaired." },

@@ -4,4 +4,4 @@ import init from "qcowkit/web";
 import { serve } from "qcowkit/worker";
 
 // Images can be opened as soon as the first module is there; its parts follow by themselves.
-serve(init({ parts: "later" }));
+serve(() => init({ parts: "later" }));

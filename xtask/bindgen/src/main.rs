@@ -46,7 +46,7 @@ fn generate(module: &Path, map: &Path, out: &Path) -> Result<(), String> {
     for types in ["qcowkit.d.ts", "qcowkit_bg.wasm.d.ts"] {
         let written = std::fs::read_to_string(out.join(types)).map_err(text)?;
         let kept: String = written.split_inclusive('\n').filter(|line| !line.contains(split::LOAD)).collect();
-        write(out, types, kept)?;
+        write(out, types, anywhere(&kept))?;
     }
     let whole = std::fs::read(out.join("qcowkit_bg.wasm")).map_err(text)?;
     let pieces = split::split(&whole, parts::PARTS, &constants::of(&map, parts::PARTS)?)?;
@@ -57,6 +57,25 @@ fn generate(module: &Path, map: &Path, out: &Path) -> Result<(), String> {
     write(out, "qcowkit_parts.js", list(&pieces))?;
     write(out, "qcowkit_parts.d.ts", LIST_TYPES)
 }
+
+/// Types that stand without the browser's library of types, as programs for Node are checked.
+fn anywhere(types: &str) -> String {
+    let types = types.replace("RequestInfo |", "string | Request |");
+    let types = types.replace("BufferSource", "ArrayBuffer | ArrayBufferView<ArrayBuffer>");
+    if types.contains("InitInput") { types + NAMES } else { types }
+}
+
+const NAMES: &str = r#"
+// What other libraries of types than the browser's lack; where it is there, this adds nothing.
+declare global {
+    namespace WebAssembly {
+        interface Memory {}
+        interface Module {}
+        interface Table {}
+    }
+    interface FileSystemFileHandle {}
+}
+"#;
 
 fn text(error: impl std::fmt::Display) -> String {
     format!("{error:#}")

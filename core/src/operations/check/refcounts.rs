@@ -9,7 +9,7 @@ use super::counts::Recorded;
 use super::references::Checker;
 use super::{Finding, FindingKind, REFCOUNTS_SHARE, Severity, part};
 use crate::error::{Result, Structure};
-use crate::format::{Geometry, HostCluster, read_refcount};
+use crate::format::{Geometry, HostCluster, counted, read_refcount};
 use crate::operations::walk::{BlockPlace, RefcountTable, TableReader};
 use crate::storage::ReadStorage;
 
@@ -157,7 +157,8 @@ impl Pending {
             add(Severity::Corruption, FindingKind::RefcountOverflow, excess.saturating_mul(clusters), message);
         }
         let Some(recorded) = recorded else { return };
-        let message = || words.map(|words| format!("{words} refcount {recorded}, but {references} references"));
+        let message =
+            || words.map(|words| format!("{words} refcount {recorded}, but {}", counted(references, "reference")));
         match recorded.cmp(&references.min(most)) {
             core::cmp::Ordering::Less => add(Severity::Corruption, FindingKind::RefcountTooLow, clusters, message()),
             core::cmp::Ordering::Equal => {}

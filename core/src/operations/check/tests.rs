@@ -112,6 +112,7 @@ fn refcounts_too_high_and_too_low() {
     assert_eq!(numbers(&report), (3, 1, 0));
     let leak = report.findings.iter().find(|finding| finding.severity == Severity::Leak).unwrap();
     assert_eq!((leak.kind, leak.recorded, leak.actual), (FindingKind::RefcountTooHigh, Some(5), Some(1)));
+    assert!(leak.message.ends_with("has refcount 5, but 1 reference"), "{}", leak.message);
     assert_eq!(leak.host_offset, Some(broken.data(0)));
     let low = report.findings.iter().find(|finding| finding.kind == FindingKind::RefcountTooLow).unwrap();
     assert_eq!((low.recorded, low.actual, low.host_offset), (Some(0), Some(1), Some(broken.data(1))));

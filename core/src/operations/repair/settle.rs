@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use super::findings::{RepairAction, RepairFinding};
 use super::workbench::{Stage, StageWriter, Workbench};
 use crate::error::{Result, Structure};
-use crate::format::{Geometry, HostCluster, decode_refcount_table_entry, read_refcount, write_refcount};
+use crate::format::{Geometry, HostCluster, counted, decode_refcount_table_entry, read_refcount, write_refcount};
 use crate::metadata::rebuild::{NewRefcounts, RefcountSource};
 use crate::operations::check::{Counts, Examined, FindingKind, Severity};
 use crate::operations::walk::{BlockPlace, RefcountTable};
@@ -302,7 +302,7 @@ impl Runs {
             RepairFinding::new(kind, Structure::RefcountBlock, action, "refcounts")
                 .with_severity(severity)
                 .at_host(start, count.saturating_mul(geometry.cluster_size()))
-                .saying(format!("{words} refcount {recorded}, but {references} references")),
+                .saying(format!("{words} refcount {recorded}, but {}", counted(references, "reference"))),
         );
     }
 }

@@ -217,7 +217,8 @@ export class QcowMap extends LitElement {
       draw.fillStyle = palette.select;
       for (let cell = first; cell < end; cell += 1) {
         const [x, y] = box(cell);
-        draw.globalAlpha = 0.5;
+        // Thin enough for what lies below it to be told by its pattern.
+        draw.globalAlpha = 0.3;
         draw.fillRect(x - 0.5, y - 0.5, size, size);
         draw.globalAlpha = 1;
         draw.fillRect(x - 0.5, y + size - 2, size, 1.5);
@@ -341,7 +342,8 @@ export class QcowMap extends LitElement {
       } else {
         this.#anchor = undefined;
       }
-      this.#tell(next);
+      // What is selected is told instead of what lies at its end.
+      this.#tell(next, !event.shiftKey);
     } else if (event.key === "+" || event.key === "=") {
       this.#zoom(true);
     } else if (event.key === "-") {
@@ -360,9 +362,9 @@ export class QcowMap extends LitElement {
     event.stopPropagation();
   };
 
-  #tell(offset: number): void {
+  #tell(offset: number, aloud = true): void {
     this.dispatchEvent(new CustomEvent("map-place", { detail: { offset } }) satisfies MapPlace);
-    if (this.runs !== undefined) {
+    if (aloud && this.runs !== undefined) {
       this.dispatchEvent(new CustomEvent("map-say", { detail: sentence(this.runs, offset) }));
     }
   }

@@ -30,7 +30,7 @@ export class CheckPane extends View {
   }
 
   #report(check: CheckReport): unknown {
-    const clean = check.corruptions + check.leaks + check.check_errors === 0;
+    const clean = isClean(check);
     const row = (name: string, value: number | bigint, text = count(value)) => html`<div class="number"><dt>${name}</dt><dd data-value=${value}>${text}</dd></div>`;
     return html`
       <h2>${clean ? "The image is clean" : "The image has problems"}</h2>
@@ -67,13 +67,15 @@ export class CheckPane extends View {
   }
 
   #repair(): unknown {
-    const { busy, facts } = this.session;
+    const { busy, facts, reports: { check } } = this.session;
     const ready = busy === undefined && facts?.readOnly === false;
+    // What is clean needs no repair, and no button that asks for one.
+    const needed = !(check.state === "ready" && isClean(check.value) && check.value.warnings === 0 && facts?.problem === undefined);
     return html`<section><h2>Repair in memory</h2>
       <p>The file stays as it is: repairs are edits, to be looked at, undone or saved.</p>
       <div class="buttons">
         <button type="button" ?disabled=${!ready} @click=${() => void this.#plan()}>See what a repair would do</button>
-        <button type="button" class="primary" ?disabled=${!ready} @click=${() => void this.session.edit("repair", (image, progress) => image.repair({ progress }))}>Repair all</button>
+        <button type="button" class=${needed ? "primary" : ""} ?disabled=${!ready} @click=${() => void this.session.edit("repair", (image, progress) => image.repair({ progress }))}>Repair all</button>
         <button type="button" ?disabled=${!ready} @click=${() => void this.session.edit("repair of leaks", (image, progress) => image.repair({ level: "leaks", progress }))}>Leaks only</button>
       </div>
       ${this.#planned()}</section>`;
@@ -104,4 +106,8 @@ export class CheckPane extends View {
       <ul class="findings">${findings.map((finding) => html`<li><div><strong>${words(finding.action)}</strong> <span class="muted">${finding.owner}</span></div><div>${finding.message}</div>
         <div class="links">${this.#link("host", finding.host_offset, "structure", "bytes")}${this.#link("guest", finding.guest_offset, "map", "disk")}</div></li>`)}</ul>`;
   }
+}
+
+function isClean(check: CheckReport): boolean {
+  return check.corruptions + check.leaks + check.check_errors === 0;
 }

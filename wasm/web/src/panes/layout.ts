@@ -71,16 +71,13 @@ export class LayoutPane extends View {
       return html`<section><h2>Free space</h2><p class="muted">No gaps inside the file.</p></section>`;
     }
     const most = Math.max(...histogram.map((bucket) => bucket.bytes));
-    // Few gaps are narrow bars, not blocks.
-    const wide = 1000 / Math.max(12, histogram.length);
+    const bar = (part: number): unknown => svg`<rect x="40" width="60" y=${100 - (100 * part) / most} height=${Math.max(2, (100 * part) / most)}></rect>`;
     return html`<section><h2>Free space by size of the gap</h2>
-      <svg class="histogram" viewBox="0 0 1000 120" preserveAspectRatio="none" role="img" aria-label="Free bytes by size of the gap; the table below has the numbers">
-        ${histogram.map((bucket, index) => svg`<rect x=${index * wide + 2} width=${Math.max(1, wide - 4)} y=${118 - (116 * bucket.bytes) / most} height=${Math.max(2, (116 * bucket.bytes) / most)}></rect>`)}
-      </svg>
-      <div class="wide" tabindex="0" role="group" aria-label="Gaps by size"><table class="data"><caption class="sr">Gaps by size</caption>
+      <div class="wide" tabindex="0" role="group" aria-label="Gaps by size"><table class="data gaps"><caption class="sr">Gaps by size</caption>
         <thead><tr><th scope="col">Gaps of</th>${histogram.map((bucket) => html`<th scope="col" class="numeric">${bytes(bucket.from)}+</th>`)}</tr></thead>
-        <tbody><tr><th scope="row">Count</th>${histogram.map((bucket) => html`<td class="numeric">${count(bucket.count)}</td>`)}</tr>
-        <tr><th scope="row">Bytes</th>${histogram.map((bucket) => html`<td class="numeric">${bytes(bucket.bytes)}</td>`)}</tr></tbody></table>
+        <tbody><tr class="bars" aria-hidden="true"><td></td>${histogram.map((bucket) => html`<td><svg class="histogram" viewBox="0 0 100 100" preserveAspectRatio="none">${bar(bucket.bytes)}</svg></td>`)}</tr>
+        <tr><th scope="row">Bytes</th>${histogram.map((bucket) => html`<td class="numeric">${bytes(bucket.bytes)}</td>`)}</tr>
+        <tr><th scope="row">Count</th>${histogram.map((bucket) => html`<td class="numeric">${count(bucket.count)}</td>`)}</tr></tbody></table>
       <table class="data"><caption class="sr">Free bytes that a request cannot use</caption>
         <thead><tr><th scope="col">Too small for</th>${too_small_for.map((one) => html`<th scope="col" class="numeric">${bytes(one.request_size)}</th>`)}</tr></thead>
         <tbody><tr><th scope="row">Free bytes</th>${too_small_for.map((one) => html`<td class="numeric">${bytes(one.bytes)}</td>`)}</tr></tbody></table></div>

@@ -12,6 +12,12 @@ import { partsLine } from "../ui/parts.ts";
 import { View, whenReady } from "../view.ts";
 import "../ui/swatch.ts";
 
+/** What a layer has to say of a byte. */
+const HOLDS: Readonly<Record<LayerPath["resolution"]["kind"], string>> = {
+  data: "holds data", data_file: "holds data in the data file", compressed: "holds packed data", zero: "holds zeros", unallocated: "holds nothing",
+  beyond_end: "ends before this byte", broken: "cannot be read here",
+};
+
 @customElement("pane-map")
 export class MapPane extends View {
   @state() private side: Side = "host";
@@ -176,7 +182,7 @@ export class MapPane extends View {
       return html`<p class="error-text">${owners.error}</p>`;
     }
     return html`<h3>${plural(references, "reference")}</h3>
-      <ul class="plain-list">${owners.value.map((one) => html`<li><strong>${words(one.structure)}</strong> by ${one.source}${one.guest_offset === null ? nothing : html`, guest <code>${hex(one.guest_offset)}</code>`}</li>`)}</ul>
+      <ul class="plain-list">${owners.value.map((one) => html`<li><strong>${words(one.structure)}</strong>${one.source === one.structure ? nothing : html` by ${one.source}`}${one.guest_offset === null ? nothing : html`, guest <code>${hex(one.guest_offset)}</code>`}</li>`)}</ul>
       ${owners.value.length === 0 ? html`<p class="muted">Nothing refers to it.</p>` : nothing}`;
   }
 
@@ -185,7 +191,7 @@ export class MapPane extends View {
       <ol class="way">${layers.map((layer) => "error" in layer ? html`<li class="error-text">${layer.error}</li>` : html`<li>
         <strong>${layer.value.depth === 0 ? "This image" : `Layer ${layer.value.depth}`}</strong> <span class="muted">${layer.value.format}, ${bytes(layer.value.virtual_size)}</span>
         ${layer.value.entries === null ? nothing : this.#entries(layer.value.entries, layer.value.depth)}
-        <div>${words(layer.value.resolution.kind)}${"host_offset" in layer.value.resolution ? html` at <code>${hex(layer.value.resolution.host_offset)}</code>` : nothing}</div>
+        <div>${HOLDS[layer.value.resolution.kind]}${"host_offset" in layer.value.resolution ? html` at <code>${hex(layer.value.resolution.host_offset)}</code>` : nothing}</div>
       </li>`)}</ol>`;
   }
 

@@ -33,7 +33,7 @@ export class PartitionsPane extends View {
         <rect class="strip-ground" width="1000" height="26"></rect>
         ${report.partitions.map((part, index) => svg`<rect class="strip-${index % 6}" x=${(1000 * part.start) / size} y="3" height="20" width=${Math.max(2, (1000 * part.size) / size)}><title>${part.number}: ${part.type_name ?? part.type}</title></rect>`)}
       </svg>
-      <table class="data"><caption class="sr">Partitions</caption>
+      <div class="wide" tabindex="0" role="group" aria-label="Partitions"><table class="data"><caption class="sr">Partitions</caption>
         <thead><tr><th scope="col">Number</th><th scope="col">Kind</th><th scope="col">Name</th><th scope="col" class="numeric">Offset</th><th scope="col" class="numeric">Length</th><th scope="col">Show</th></tr></thead>
         <tbody>${report.partitions.map((part) => html`<tr>
           <td>${part.number}${part.bootable ? html` <span class="muted">boot</span>` : nothing}</td><td title=${part.type}>${part.type_name ?? part.type}${part.beyond_end ? html` <span class="error-text">beyond the end</span>` : nothing}</td><td>${part.name ?? ""}</td>
@@ -41,6 +41,6 @@ export class PartitionsPane extends View {
           <td><button type="button" class="link" @click=${() => {
             this.session.select({ side: "guest", start: part.start, end: part.start + part.size });
             this.session.goTo("guest", part.start, "map");
-          }}>on the map</button></td></tr>`)}</tbody></table>`;
+          }}>on the map</button></td></tr>`)}</tbody></table></div>`;
   }
 }

@@ -45,7 +45,7 @@ export class Summary extends View {
         ${number("Clusters", facts.clusterSize === 0 ? "–" : bytes(facts.clusterSize), facts.clusterSize)}
         ${analysis === undefined ? nothing : totals(analysis).map(([name, value]) => number(name, bytes(value), value))}
       </dl>
-      ${analysis === undefined ? (reports.analysis.state === "failed" ? html`<p class="message">The space ledger cannot be shown. ${sentence(reports.analysis.why)}</p>` : html`<div class="ledger-wait" aria-hidden="true"></div>`) : ledger(analysis.ledger)}
+      ${analysis === undefined ? (reports.analysis.state === "failed" ? (reports.analysis.why === facts.problem?.message ? nothing : html`<p class="message">The space ledger cannot be shown. ${sentence(reports.analysis.why)}</p>`) : html`<div class="ledger-wait" aria-hidden="true"></div>`) : ledger(analysis.ledger)}
       ${analysis?.data_file ? html`<h3>External data file</h3>${ledger(analysis.data_file)}` : nothing}
     </section>`;
   }

@@ -140,14 +140,37 @@ export async function openUrl(text: string): Promise<void> {
   await session.open({ name: url.pathname.split("/").pop() || url.host, input: { url: url.href } });
 }
 
+/** Samples that were fetched. */
+const samples = new Map<string, Promise<Blob>>();
+
 /** An image that comes with the page, packed. */
+function sample(name: string): Promise<Blob> {
+  const fetched = samples.get(name) ?? fetchSample(name);
+  samples.set(name, fetched);
+  // What failed is tried again when it is asked for.
+  fetched.catch(() => samples.delete(name));
+  return fetched;
+}
+
+async function fetchSample(name: string): Promise<Blob> {
+  const answer = await fetch(new URL(`samples/${name}.gz`, document.baseURI));
+  if (!answer.ok) {
+    throw new Error(`the server answered ${answer.status}`);
+  }
+  return answer.blob();
+}
+
+/** Fetches what may be wanted when the network is gone: the worker with the module, and the samples. */
+export function prepare(names: readonly string[]): void {
+  session.engine.version().catch(() => undefined);
+  for (const name of names) {
+    sample(name).catch(() => undefined);
+  }
+}
+
 export async function openSample(name: string): Promise<void> {
   try {
-    const answer = await fetch(new URL(`samples/${name}.gz`, document.baseURI));
-    if (!answer.ok) {
-      throw new Error(`the server answered ${answer.status}`);
-    }
-    const packed = await answer.blob();
+    const packed = await sample(name);
     // Some servers say that the file is packed, and the browser has unpacked it by now.
     const head = new Uint8Array(await packed.slice(0, 2).arrayBuffer());
     const stream = packed.stream().pipeThrough(new DecompressionStream("gzip"));

@@ -9,14 +9,16 @@ import { runAt } from "../model.ts";
 import { View } from "../view.ts";
 import { structureAt } from "./structures.ts";
 
-const WIDTH = 16;
 const LINE = 20;
+/** Pixels that sixteen bytes need, with offset and text; narrower panes have eight in a line. */
+const ROOM = 610;
 /** Above and below the lines together. */
 const PADDING = 12;
 
 /** What the pane shows: bytes from `start` on, and the fields in them. */
 interface Window {
   readonly start: number;
+  readonly wide: number;
   readonly bytes: Uint8Array;
   readonly fields: readonly Field[];
   readonly fault: string;
@@ -26,12 +28,20 @@ interface Window {
 export class QcowHex extends View {
   @state() private window: Window | undefined;
   @state() private lines = 24;
+  /** Bytes of a line. */
+  @state() private wide = 16;
   @state() private top = 0;
   @state() private marked: { start: number; end: number } | undefined;
   @state() private wrong = "";
   #asked = "";
   readonly #sizes = new ResizeObserver(() => {
-    this.lines = Math.max(8, Math.floor(((this.querySelector(".hex-lines")?.clientHeight ?? 480) - PADDING) / LINE));
+    const frame = this.querySelector(".hex-lines");
+    this.lines = Math.max(8, Math.floor(((frame?.clientHeight ?? 480) - PADDING) / LINE));
+    const wide = (frame?.clientWidth ?? ROOM) < ROOM ? 8 : 16;
+    if (wide !== this.wide) {
+      this.top = Math.floor((this.top * this.wide) / wide);
+      this.wide = wide;
+    }
   });
 
   protected override firstUpdated(): void {
@@ -58,7 +68,7 @@ export class QcowHex extends View {
   }
 
   readonly #placed = (): void => {
-    const line = Math.floor(this.#cursor / WIDTH);
+    const line = Math.floor(this.#cursor / this.wide);
     if (line < this.top || line >= this.top + this.lines) {
       this.top = Math.max(0, line - 2);
     }
@@ -68,7 +78,7 @@ export class QcowHex extends View {
   };
 
   protected override willUpdate(_changed: PropertyValues): void {
-    const last = Math.max(0, Math.ceil(this.#length / WIDTH) - this.lines);
+    const last = Math.max(0, Math.ceil(this.#length / this.wide) - this.lines);
     this.top = Math.max(0, Math.min(this.top, last));
     void this.#read();
   }
@@ -76,9 +86,10 @@ export class QcowHex extends View {
   /** Reads what is to be shown, if it is not there. */
   async #read(): Promise<void> {
     const { image, revision } = this.session;
-    const start = this.top * WIDTH;
-    const length = Math.min(this.lines * WIDTH, this.#length - start);
-    const key = `${revision} ${start} ${length} ${this.session.reports.host.state}`;
+    const { wide } = this;
+    const start = this.top * wide;
+    const length = Math.min(this.lines * wide, this.#length - start);
+    const key = `${revision} ${start} ${length} ${wide} ${this.session.reports.host.state}`;
     if (image === undefined || length <= 0 || key === this.#asked) {
       return;
     }
@@ -87,12 +98,12 @@ export class QcowHex extends View {
       const read = await image.hostBytes(start, length);
       const { fields, fault } = await this.#fields(start, length);
       if (key === this.#asked) {
-        this.window = { start, bytes: read, fields, fault };
+        this.window = { start, wide, bytes: read, fields, fault };
         const field = this.#fieldAt(this.#cursor);
         this.marked = field === undefined ? this.marked : { start: field.host_offset, end: field.host_offset + field.length };
       }
     } catch (error) {
-      this.window = { start, bytes: new Uint8Array(), fields: [], fault: reason(error) };
+      this.window = { start, wide, bytes: new Uint8Array(), fields: [], fault: reason(error) };
     }
   }
 
@@ -116,7 +127,7 @@ export class QcowHex extends View {
   }
 
   protected override render(): unknown {
-    const last = Math.max(0, Math.ceil(this.#length / WIDTH) - this.lines);
+    const last = Math.max(0, Math.ceil(this.#length / this.wide) - this.lines);
     return html`
       <form class="hex-tools" @submit=${this.#go}>
         <label>Go to <input name="offset" size="14" placeholder="0x10000, 64K" autocomplete="off" aria-invalid=${this.wrong === "" ? "false" : "true"} aria-describedby="hex-wrong"></label>
@@ -133,7 +144,7 @@ export class QcowHex extends View {
           ${this.#rows()}
         </div>
         <input class="hex-scroll" type="range" min="0" max=${last} .value=${String(this.top)} aria-label="Position in the file"
-          aria-valuetext=${hex(this.top * WIDTH)} @input=${(event: Event) => { this.top = Number((event.target as HTMLInputElement).value); }}>
+          aria-valuetext=${hex(this.top * this.wide)} @input=${(event: Event) => { this.top = Number((event.target as HTMLInputElement).value); }}>
       </div>
       ${this.#about()}`;
   }
@@ -144,9 +155,9 @@ export class QcowHex extends View {
       return nothing;
     }
     const rows: unknown[] = [];
-    for (let line = 0; line * WIDTH < window.bytes.length; line += 1) {
-      const at = window.start + line * WIDTH;
-      const part = window.bytes.subarray(line * WIDTH, (line + 1) * WIDTH);
+    for (let line = 0; line * window.wide < window.bytes.length; line += 1) {
+      const at = window.start + line * window.wide;
+      const part = window.bytes.subarray(line * window.wide, (line + 1) * window.wide);
       rows.push(html`<div class="hex-line"><span class="hex-offset">${at.toString(16).padStart(10, "0")}</span>
         <span class="hex-bytes">${[...part].map((byte, index) => this.#byte(byte, at + index))}</span>
         <span class="hex-text" aria-hidden="true">${[...part].map((byte) => (byte > 32 && byte < 127 ? String.fromCharCode(byte) : "·")).join("")}</span></div>`);
@@ -201,7 +212,7 @@ export class QcowHex extends View {
 
   readonly #copy = async (): Promise<void> => {
     const { image } = this.session;
-    const part = this.marked ?? { start: this.#cursor, end: Math.min(this.#cursor + WIDTH, this.#length) };
+    const part = this.marked ?? { start: this.#cursor, end: Math.min(this.#cursor + this.wide, this.#length) };
     const read = await image?.hostBytes(part.start, Math.min(part.end - part.start, 65536));
     await navigator.clipboard.writeText([...(read ?? [])].map((byte) => byte.toString(16).padStart(2, "0")).join(" "));
     this.session.say(`Copied ${bytes(read?.length ?? 0)}`);
@@ -213,16 +224,16 @@ export class QcowHex extends View {
   };
 
   readonly #key = (event: KeyboardEvent): void => {
-    const page = (this.lines - 1) * WIDTH;
+    const page = (this.lines - 1) * this.wide;
     const steps: Record<string, number> = {
-      ArrowLeft: -1, ArrowRight: 1, ArrowUp: -WIDTH, ArrowDown: WIDTH, PageUp: -page, PageDown: page,
+      ArrowLeft: -1, ArrowRight: 1, ArrowUp: -this.wide, ArrowDown: this.wide, PageUp: -page, PageDown: page,
     };
     const step = event.ctrlKey || event.metaKey || event.altKey ? undefined : steps[event.key];
     if (step !== undefined) {
       this.session.goTo("host", Math.max(0, Math.min(this.#length - 1, this.#cursor + step)));
     } else if (event.key === "Home" || event.key === "End") {
-      const line = this.#cursor - (this.#cursor % WIDTH);
-      this.session.goTo("host", event.key === "Home" ? line : Math.min(line + WIDTH - 1, this.#length - 1));
+      const line = this.#cursor - (this.#cursor % this.wide);
+      this.session.goTo("host", event.key === "Home" ? line : Math.min(line + this.wide - 1, this.#length - 1));
     } else if (event.key === "Enter") {
       const field = this.#fieldAt(this.#cursor);
       if (field !== undefined) {
