@@ -41,6 +41,8 @@ def create(
 ) -> Image:
     """Makes a qcow2 image and opens it for writing. All is checked before anything is touched.
 
+    KeyboardInterrupt is heard when the image is complete, which then is there.
+
     Args:
         target: a path, or a binary file object that can be written.
         size: bytes of the disk, or text such as "10G" (powers of 1024); rounded up to 512. The size of the backing file

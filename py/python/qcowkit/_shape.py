@@ -27,7 +27,7 @@ class Shape(Handle):
         preallocation: Literal["off", "metadata", "falloc", "full"] = "off",
         shrink: bool = False,
     ) -> None:
-        """Sets the size of the disk.
+        """Sets the size of the disk. KeyboardInterrupt is heard when it is done: the change is whole.
 
         Args:
             size: bytes, or text: "10G" to that, "+1G" by that, "-512M" less by that. Units are powers of 1024.
