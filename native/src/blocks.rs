@@ -2,12 +2,13 @@
 
 use std::ops::{ControlFlow, Range};
 
-use qcowkit_core::Result;
 use qcowkit_core::image::{Image, LayerFormat};
 use qcowkit_core::storage::{ReadStorage, Storage};
-
-use crate::disk::Disk;
 use qcowkit_core::zeros::is_zero;
+use qcowkit_core::{Error, Result};
+
+use crate::convert::ConvertReport;
+use crate::disk::Disk;
 
 /// Bytes that are read at once, whatever the size of a block.
 const PIECE: u64 = 2 << 20;
@@ -68,16 +69,18 @@ pub fn copy(from: &mut Disk, range: Range<u64>, to: &mut Disk) -> Result<()> {
         let length = extent.length.min(PIECE);
         let bytes = &mut buffer[..length as usize];
         from.read_at(at, bytes)?;
-        write_data(to, target, bytes, used)?;
+        write_data(to, target, bytes, if used { None } else { Some(SPARSE) })?;
         at += length;
     }
     Ok(())
 }
 
 /// Copies the disk of an image, which may lie on any storage, to a disk that was just made for it; packed with
-/// `compress`. One thread does it: [`mod@crate::convert`] is quicker where everything lies in files.
+/// `compress`, otherwise without zeros of `sparse` bytes (at least 512). One thread does it: [`mod@crate::convert`] is
+/// quicker where everything lies in files.
 ///
-/// `progress` is told how many bytes are done, of how many, and can stop the copy; nothing is given back then.
+/// `progress` is told how many bytes are done, of how many, and can stop the copy; nothing is given back then. The report
+/// counts as that of a conversion does.
 ///
 /// # Errors
 /// When the image cannot be read, or the disk not be written.
@@ -85,13 +88,19 @@ pub fn copy_image<S: Storage>(
     from: &mut Image<S>,
     to: &mut Disk,
     compress: bool,
+    sparse: u64,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
-) -> Result<Option<u64>> {
+) -> Result<Option<ConvertReport>> {
     let used = to.format() == LayerFormat::Raw && to.file().capabilities().block_device;
     let cluster = usize::try_from(to.cluster_size().unwrap_or(PIECE)).unwrap_or(SPARSE);
     let size = from.virtual_size();
     let mut buffer = vec![0u8; usize::try_from(PIECE.max(cluster as u64).min(size)).unwrap_or(0)];
-    let (mut at, mut written) = (0, 0);
+    // What a cluster is allocated for is written whole, as far as that is little: as a conversion does.
+    let unit = to.image().map_or(1, |image| image.geometry().subcluster_size()).min(SPARSE as u64);
+    let sparse = 1u64 << sparse.max(unit).max(512).ilog2();
+    let sparse = if used { None } else { Some(usize::try_from(sparse).unwrap_or(SPARSE)) };
+    let mut report = ConvertReport { total_bytes: size, ..ConvertReport::default() };
+    let mut at = 0;
     while at < size {
         if progress(at, size).is_break() {
             return Ok(None);
@@ -104,6 +113,7 @@ pub fn copy_image<S: Storage>(
             let zeros = zeros.max(length);
             if used {
                 to.write_zeroes(at, zeros, true)?;
+                report.zero_bytes += zeros;
             }
             at += zeros;
             continue;
@@ -111,38 +121,57 @@ pub fn copy_image<S: Storage>(
         let bytes = &mut buffer[..length as usize];
         from.read_at(at, bytes)?;
         match compress {
-            false => write_data(to, at, bytes, used)?,
+            false => report.data_bytes += write_data(to, at, bytes, sparse)?,
             true => {
-                for (number, packed) in bytes.chunks(cluster).enumerate().filter(|(_, bytes)| !is_zero(bytes)) {
-                    to.write_compressed(at + (number * cluster) as u64, packed)?;
+                for (number, bytes) in bytes.chunks(cluster).enumerate().filter(|(_, bytes)| !is_zero(bytes)) {
+                    pack(to, at + (number * cluster) as u64, bytes, &mut report)?;
                 }
             }
         }
-        written += length;
         at += length;
     }
     let _ = progress(size, size);
-    Ok(Some(written))
+    Ok(Some(report))
 }
 
-/// Writes what is not zero, neighbours in one call.
-fn write_data(to: &mut Disk, offset: u64, bytes: &[u8], used: bool) -> Result<()> {
-    let mut start = 0;
+/// Writes a cluster packed, or plainly where that is not larger.
+fn pack(to: &mut Disk, offset: u64, cluster: &[u8], report: &mut ConvertReport) -> Result<()> {
+    let image = to.image_mut().ok_or_else(|| Error::unsupported("compression in a raw file"))?;
+    match image.pack(cluster)? {
+        Some(packed) => {
+            image.write_packed(offset, &packed)?;
+            report.compressed_bytes += cluster.len() as u64;
+            report.packed_bytes += packed.len() as u64;
+        }
+        None => image.write_at(offset, cluster)?,
+    }
+    report.data_bytes += cluster.len() as u64;
+    Ok(())
+}
+
+/// Writes all but so many zeros, neighbours in one call; gives how many bytes that were.
+fn write_data(to: &mut Disk, offset: u64, bytes: &[u8], sparse: Option<usize>) -> Result<u64> {
+    let Some(sparse) = sparse else {
+        to.write_at(offset, bytes)?;
+        return Ok(bytes.len() as u64);
+    };
+    let (mut start, mut written) = (0, 0);
+    let zero = |at: usize| is_zero(&bytes[at..bytes.len().min(at + sparse)]);
     while start < bytes.len() {
-        let zero = |at: usize| !used && is_zero(&bytes[at..bytes.len().min(at + SPARSE)]);
         if zero(start) {
-            start += SPARSE;
+            start += sparse;
             continue;
         }
-        let mut end = start + SPARSE;
+        let mut end = start + sparse;
         while end < bytes.len() && !zero(end) {
-            end += SPARSE;
+            end += sparse;
         }
         let end = end.min(bytes.len());
         to.write_at(offset + start as u64, &bytes[start..end])?;
+        written += (end - start) as u64;
         start = end;
     }
-    Ok(())
+    Ok(written)
 }
 
 #[cfg(test)]

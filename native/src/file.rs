@@ -21,6 +21,8 @@ use crate::lock::LockRequest;
 
 /// The largest offset that the operating system takes.
 const MAX_OFFSET: u64 = i64::MAX.unsigned_abs();
+/// The number that every system has for a directory where a file is wanted.
+const EISDIR: i32 = 21;
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -472,8 +474,11 @@ fn refuse_other_kinds(metadata: &Metadata) -> Result<(), StorageError> {
     if metadata.is_file() || sys::is_block_device(metadata) {
         return Ok(());
     }
-    let what = if metadata.is_dir() { "is a directory" } else { "is neither a regular file nor a block device" };
-    Err(StorageError::new(StorageErrorKind::Other(what.to_owned()), "open"))
+    let kind = match metadata.is_dir() {
+        true => StorageErrorKind::Os { code: EISDIR, message: "is a directory".to_owned() },
+        false => StorageErrorKind::Other("is neither a regular file nor a block device".to_owned()),
+    };
+    Err(StorageError::new(kind, "open"))
 }
 
 /// Writes zeros where the system cannot make them.

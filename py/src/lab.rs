@@ -40,10 +40,12 @@ impl Trace {
         Ok(Self::of(parsed.map_err(|why| PyValueError::new_err(why.to_string()))?))
     }
 
-    /// From any table with the columns `operation`, `offset`, `length` and, if it likes, `detail`.
+    /// From any table with the columns `operation`, `offset`, `length` and, if it likes, `detail`; `ignored` operations
+    /// were left out of it.
     #[staticmethod]
-    fn from_table(table: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let mut trace = CoreTrace::default();
+    #[pyo3(signature = (table, ignored = 0))]
+    fn from_table(table: &Bound<'_, PyAny>, ignored: u64) -> PyResult<Self> {
+        let mut trace = CoreTrace { ignored, ..CoreTrace::default() };
         for batch in batches(table)? {
             let wrong = PyTypeError::new_err::<String>;
             let operations = strings(&batch, "operation").map_err(wrong)?;
@@ -78,6 +80,12 @@ impl Trace {
 
     fn __len__(&self) -> usize {
         self.trace.operations.len()
+    }
+
+    /// Operations that were left out.
+    #[getter]
+    fn ignored(&self) -> u64 {
+        self.trace.ignored
     }
 
     /// The first byte behind everything that the trace touches.

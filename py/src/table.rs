@@ -11,7 +11,10 @@ use arrow_array::builder::StringBuilder;
 use arrow_array::cast::AsArray;
 use arrow_array::ffi::FFI_ArrowSchema;
 use arrow_array::ffi_stream::FFI_ArrowArrayStream;
-use arrow_array::types::{ArrowPrimitiveType, Float64Type, Int8Type, Int32Type, Int64Type, UInt32Type, UInt64Type};
+use arrow_array::types::{
+    ArrowPrimitiveType, Decimal128Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
+    UInt32Type, UInt64Type,
+};
 use arrow_array::{Array, ArrayRef, DictionaryArray, PrimitiveArray, RecordBatch, RecordBatchIterator, StringArray};
 use arrow_buffer::{NullBuffer, NullBufferBuilder, ScalarBuffer};
 use arrow_data::transform::MutableArrayData;
@@ -409,6 +412,10 @@ pub(crate) fn table_of(columns: Vec<(String, String, Bound<'_, PyAny>)>) -> PyRe
                 let values: Optional = values.extract::<Vec<Option<u64>>>()?.into_iter().collect();
                 all.optional_u64(&name, values)
             }
+            "uint32" => {
+                let values: Vec<Option<u32>> = values.extract()?;
+                all.add(&name, true, Arc::new(PrimitiveArray::<UInt32Type>::from(values)))
+            }
             "int64" => all.i64(&name, values.extract()?),
             "float64" => {
                 let values: Vec<Option<f64>> = values.extract()?;
@@ -427,7 +434,7 @@ pub(crate) fn table_of(columns: Vec<(String, String, Bound<'_, PyAny>)>) -> PyRe
                 all.text(&name, values.iter().map(Option::as_deref))
             }
             other => {
-                let known = "uint64, int64, float64, dictionary and string";
+                let known = "uint64, uint32, int64, float64, dictionary and string";
                 return Err(PyValueError::new_err(format!("no column has the type '{other}': there are {known}")));
             }
         };
@@ -469,6 +476,12 @@ pub(crate) fn whole_numbers(batch: &RecordBatch, name: &str) -> std::result::Res
         DataType::Int64 => all::<Int64Type>(array, name),
         DataType::UInt32 => all::<UInt32Type>(array, name),
         DataType::Int32 => all::<Int32Type>(array, name),
+        DataType::UInt16 => all::<UInt16Type>(array, name),
+        DataType::Int16 => all::<Int16Type>(array, name),
+        DataType::UInt8 => all::<UInt8Type>(array, name),
+        DataType::Int8 => all::<Int8Type>(array, name),
+        // What DuckDB makes of a sum.
+        DataType::Decimal128(_, 0) => all::<Decimal128Type>(array, name),
         other => Err(format!("the column {name} is of type {other}, not of whole numbers")),
     }
 }

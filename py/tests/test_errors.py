@@ -3,6 +3,10 @@
 import errno
 import inspect
 import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +56,39 @@ def test_what_the_system_refuses_is_pythons_own_exception() -> None:
     error = errors._raised("storage", "No such file or directory", "gone.qcow2", errno.ENOENT, {})
     assert isinstance(error, FileNotFoundError)
     assert error.filename == "gone.qcow2"
+
+
+FULL = """
+import contextlib, errno, os, random, sys, qcowkit
+folder = sys.argv[1]
+image = qcowkit.create(f"{folder}/full.qcow2", "64M")
+try:
+    image.write(0, random.Random(1).randbytes(16 << 20))
+except qcowkit.errors.NoSpaceError as error:
+    print(error.errno == errno.ENOSPC, error.filename == f"{folder}/full.qcow2", error.host_offset is not None)
+# It is full still.
+with contextlib.suppress(qcowkit.errors.NoSpaceError):
+    image.close()
+os.system(f"mount -o remount,ro {folder}")
+try:
+    qcowkit.open(f"{folder}/full.qcow2", "r+")
+except OSError as error:
+    print(type(error).__name__, error.errno == errno.EROFS)
+"""
+
+
+def test_a_host_that_is_full_or_read_only_is_told_as_such(tmp_path: Path) -> None:
+    """On a file system of 4 MiB, in a mount namespace that ends with the process."""
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        pytest.skip("unshare is missing")
+    (tmp_path / "full.py").write_text(FULL)
+    (tmp_path / "place").mkdir()
+    inside = 'mount -t tmpfs -o size=4m none "$1" || exit 77; exec "$2" "$3" "$1"'
+    names = [str(tmp_path / "place"), sys.executable, str(tmp_path / "full.py")]
+    done = subprocess.run(
+        [unshare, "-m", "sh", "-c", inside, "sh", *names], check=False, capture_output=True, text=True
+    )
+    if done.returncode == 77 or "unshare failed" in done.stderr:
+        pytest.skip("no right to mount")
+    assert done.stdout == "True True True\nOSError True\n", done.stderr

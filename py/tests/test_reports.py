@@ -71,7 +71,10 @@ def test_reports_are_what_the_command_line_prints(shaped: Path, qcowkit_program:
     name = str(shaped)
     with qcowkit.open(shaped, backing="same-dir") as image:
         assert image.info().to_dict() == printed(qcowkit_program, "info", name)
-        assert image.analyze().to_dict() == printed(qcowkit_program, "analyze", "--backing=same-dir", name)
+        analysis = printed(qcowkit_program, "analyze", "--backing=same-dir", name)
+        assert image.analyze().to_dict() == analysis
+        assert image.space().to_dict() == analysis["ledger"]
+        assert image.layout().to_dict() == analysis["layout"]
         assert image.check().to_dict() == printed(qcowkit_program, "check", name)
     assert qcowkit.check(shaped).to_dict() == printed(qcowkit_program, "check", name)
 
@@ -285,7 +288,8 @@ def test_plots_draw_on_the_axes_that_are_given(snapshots: Path, broken: Path) ->
         analysis = image.analyze()
         reports: list[Callable[..., Any]] = [
             analysis.plot, analysis.ledger.plot, analysis.layout.plot, image.check().plot, qcowkit.check(broken).plot,
-            image.plan_discard("all").plot, image.delta(snapshot="one").plot,
+            image.plan_discard("all").plot, image.delta(snapshot="one").plot, image.info().plot,
+            image.plan_repair().plot, qcowkit.plan_repair(broken).plot,
         ]  # fmt: skip
         runs = image.runs()
     for plot in reports:
@@ -429,7 +433,7 @@ def test_a_repair_of_an_open_image(broken: Path, qemu_img: Run, tmp_path: Path) 
 
 
 def test_levels_and_sources_that_do_not_exist(broken: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'leaks' or 'all'"):
+    with pytest.raises(InvalidArgumentError, match="'leaks' or 'all'"):
         qcowkit.plan_repair(broken, "some")  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError):
         qcowkit.check(tmp_path / "gone")

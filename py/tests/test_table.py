@@ -228,8 +228,16 @@ def test_ranges_come_from_anything() -> None:
         assert ranges(polars.DataFrame(data)) == pairs
         assert ranges(pyarrow.table(data)) == pairs
         assert ranges(pandas.DataFrame(data)) == pairs
+    for kind in (polars.UInt8, polars.Int8, polars.UInt16, polars.Int16, polars.UInt32, polars.Int32, polars.Int64):
+        small = polars.DataFrame({"offset": [0, 100], "length": [100, 7]}, schema={"offset": kind, "length": kind})
+        assert ranges(small) == [(0, 100), (100, 7)]
+    # DuckDB makes a decimal of a sum.
+    summed = duckdb.sql('select 65536::bigint as "offset", sum(n) as length from (values (1::bigint), (4095)) as t(n)')
+    assert summed is not None
+    assert ranges(summed) == [(65536, 4096)]
     for wrong in (
         polars.DataFrame({"offset": [0]}),
+        polars.DataFrame({"offset": [0.0], "length": [1.0]}),
         polars.DataFrame({"offset": ["a"], "length": [1]}),
         polars.DataFrame({"offset": [-1], "length": [1]}),
         polars.DataFrame({"offset": [None], "length": [1]}, schema={"offset": polars.Int64, "length": polars.Int64}),

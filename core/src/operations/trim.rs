@@ -117,9 +117,9 @@ pub fn trim_while<S: Storage>(
     }
     image.storage().reset();
     let mut done = 0u64;
-    for range in ranges {
-        image.discard(range.offset, range.length)?;
-        done = done.saturating_add(range.length);
+    for piece in ranges.iter().copied().flat_map(GuestRange::stretches) {
+        image.discard(piece.offset, piece.length)?;
+        done = done.saturating_add(piece.length);
         if !go_on(done, report.requested_bytes) {
             break;
         }
@@ -132,6 +132,23 @@ pub fn trim_while<S: Storage>(
         report.after.add(image, *range)?;
     }
     Ok(report)
+}
+
+/// Between pieces that end at multiples of this, which every cluster size divides, a caller is heard.
+const STRETCH: u64 = 1 << 30;
+
+impl GuestRange {
+    /// The pieces of the range, in order; an empty range is one piece.
+    fn stretches(self) -> impl Iterator<Item = Self> {
+        let mut rest = Some(self);
+        core::iter::from_fn(move || {
+            let Self { offset, length } = rest?;
+            let here = STRETCH.saturating_sub(offset & STRETCH.saturating_sub(1)).min(length);
+            let left = length.saturating_sub(here);
+            rest = (left > 0).then(|| Self { offset: offset.saturating_add(here), length: left });
+            Some(Self { offset, length: here })
+        })
+    }
 }
 
 impl StateBytes {
@@ -152,9 +169,31 @@ impl StateBytes {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::*;
     use crate::image::CreateOptions;
     use crate::storage::MemoryStorage;
+
+    #[test]
+    fn a_long_range_is_told_and_stopped_on_the_way() {
+        let storage = CountingStorage::new(MemoryStorage::new());
+        let mut image = Image::create(storage, 4 << 30, &CreateOptions::default()).unwrap();
+        for at in [600 << 20, 1100 << 20, 2200 << 20] {
+            image.write_at(at, &[1; 64 << 10]).unwrap();
+        }
+        let range = GuestRange { offset: 512 << 20, length: 2 << 30 };
+        let mut told = Vec::new();
+        let mut go_on = |done: u64, total: u64| {
+            told.push((done >> 20, total >> 20));
+            told.len() < 2
+        };
+        let report = trim_while(&mut image, &[range], &mut go_on).unwrap();
+        assert_eq!(told, [(512, 2048), (1536, 2048)]);
+        assert_eq!((report.ranges, report.before.data, report.after.data), (1, 192 << 10, 64 << 10));
+        let report = trim(&mut image, &[range], &mut |_, _| ()).unwrap();
+        assert_eq!((report.before.data, report.after.data), (64 << 10, 0));
+    }
 
     #[test]
     fn ranges_are_told_before_and_after() {

@@ -98,6 +98,48 @@ fn set_own(options: &mut OpenOptions, key: &str, value: &str) -> Result<(), Stri
     Ok(())
 }
 
+/// What discards and writes of zeros do, in the words that [`set`] takes.
+#[must_use]
+pub fn policy_words(options: &OpenOptions) -> Vec<(&'static str, &'static str)> {
+    let on = |on: bool| if on { "on" } else { "off" };
+    let (pass, unref) = (options.policy.pass, options.policy.unref);
+    let mut words = vec![
+        ("discard", if options.discard { "unmap" } else { "ignore" }),
+        ("discard-no-unref", on(unref != Unref::Always)),
+        ("pass-discard-request", on(pass.request)),
+        ("pass-discard-snapshot", on(pass.snapshot)),
+        ("pass-discard-other", on(pass.other)),
+        (
+            "detect-zeroes",
+            match options.detect_zeroes {
+                DetectZeroes::Off => "off",
+                DetectZeroes::On => "on",
+                DetectZeroes::Unmap => "unmap",
+            },
+        ),
+        (
+            "allocation",
+            match options.metadata.allocation {
+                AllocationPolicy::Qemu => "qemu",
+                AllocationPolicy::FillHoles => "fill-holes",
+                AllocationPolicy::Near => "near",
+            },
+        ),
+        (
+            "retained-op",
+            match options.policy.retained_op {
+                RetainedOp::Punch => "punch",
+                RetainedOp::ZeroRange => "zero-range",
+                RetainedOp::None => "none",
+            },
+        ),
+    ];
+    if unref == Unref::RetainQemu {
+        words.push(("unref", "retain-qemu"));
+    }
+    words
+}
+
 /// `unmap` or `ignore`, with QEMU's other words for them.
 ///
 /// # Errors
@@ -139,6 +181,32 @@ mod tests {
         assert_eq!(options.metadata.allocation, AllocationPolicy::Near);
         let checks = OverlapChecks::CONSTANT.with(OverlapChecks::INACTIVE_L2).without(OverlapChecks::MAIN_HEADER);
         assert_eq!(options.overlap, checks);
+    }
+
+    #[test]
+    fn the_words_of_a_policy_make_it_again() {
+        for unref in ["always", "retain-unshared", "retain-qemu"] {
+            let mut options = OpenOptions::default();
+            for (key, value) in [
+                ("unref", unref),
+                ("discard", "ignore"),
+                ("pass-discard-request", "off"),
+                ("pass-discard-other", "on"),
+                ("detect-zeroes", "on"),
+                ("allocation", "fill-holes"),
+                ("retained-op", "zero-range"),
+            ] {
+                assert_eq!(set(&mut options, key, value), Ok(()), "{key}");
+            }
+            let mut again = OpenOptions::default();
+            for (key, value) in policy_words(&options) {
+                assert_eq!(set(&mut again, key, value), Ok(()), "{key}");
+            }
+            assert_eq!((again.policy, again.discard), (options.policy, options.discard));
+            assert_eq!(again.detect_zeroes, options.detect_zeroes);
+            assert_eq!(again.metadata.allocation, options.metadata.allocation);
+            assert_eq!(again.metadata.pass_discard_other, options.metadata.pass_discard_other);
+        }
     }
 
     #[test]

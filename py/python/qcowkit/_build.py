@@ -14,7 +14,7 @@ __all__ = ["ColumnType", "build", "row_type"]
 _T = TypeVar("_T")
 
 #: The type of a column, as Arrow calls it.
-ColumnType: TypeAlias = Literal["uint64", "int64", "float64", "dictionary", "string"]
+ColumnType: TypeAlias = Literal["uint64", "uint32", "int64", "float64", "dictionary", "string"]
 
 
 def build(kind: type[_T], data: Mapping[str, Any]) -> _T:

@@ -69,6 +69,16 @@ class GuestBytes(Handle):
         """
         return self._handle.chain_length
 
+    @property
+    def policy(self) -> DiscardPolicy:
+        """What discards and writes of zeros do, as the image was opened.
+
+        >>> with qcowkit.open("disk.qcow2", policy="no-unref") as image:
+        ...     image.policy
+        DiscardPolicy(discard_no_unref=True)
+        """
+        return DiscardPolicy._of_words(self._handle.policy_words())
+
     def __len__(self) -> int:
         return self.size
 
@@ -211,4 +221,5 @@ class GuestBytes(Handle):
         1048576
         b'hello'
         """
+        self._refuse_closed()
         return GuestDisk(self._handle)

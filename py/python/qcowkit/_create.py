@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 from qcowkit import _qcowkit
 from qcowkit._check import word
 from qcowkit._image import Image
 from qcowkit._new import NewImage, words
-from qcowkit._open import BackingLike, KeyLike, _opener, _settings, open  # noqa: A004
+from qcowkit._open import BackingLike, KeyLike, KeyRequest, _opener, _settings, open  # noqa: A004
 from qcowkit._progress import ProgressLike
 from qcowkit.errors import InvalidArgumentError
 from qcowkit.policy import PolicyLike
@@ -39,6 +40,8 @@ def create(
     **new: Unpack[NewImage],
 ) -> Image:
     """Makes a qcow2 image and opens it for writing. All is checked before anything is touched.
+
+    KeyboardInterrupt is heard when the image is complete, which then is there.
 
     Args:
         target: a path, or a binary file object that can be written.
@@ -94,6 +97,7 @@ def convert(
     source: Source | list[Source] | tuple[Source, ...],
     target: str | os.PathLike[str] | BinaryFile,
     *,
+    source_format: Literal["qcow2", "raw"] = "qcow2",
     backing: BackingLike = "deny",
     source_key: KeyLike | None = None,
     snapshot: str | None = None,
@@ -105,23 +109,64 @@ def convert(
     Args:
         source: as of :func:`open`; or a list of images in files, whose disks are copied one behind the other.
         target: as of :meth:`Image.convert`.
+        source_format: "raw" takes the bytes of a file as they are for a disk: then `source` is a path, or a list of
+            paths. They are rounded up to 512.
         backing: which files that the source names may be opened, as of :func:`open`.
-        source_key: the key of the source, if it is encrypted.
+        source_key: the key of the source, if it is encrypted; of several, of those that are.
         snapshot: copies the disk as it was when this internal snapshot was taken.
         progress: a function of (done, total) in bytes, or a bar of tqdm's.
-        **how: everything else that :meth:`Image.convert` takes.
+        **how: everything else that :meth:`Image.convert` takes, but `backing`, the name of a backing file that the new
+            image is to have: for that, open the source first.
 
     Raises: as those.
 
     >>> qcowkit.convert("disk.qcow2", "disk.raw", format="raw")["total_bytes"]
     1073741824
+    >>> qcowkit.convert("disk.raw", "again.qcow2", source_format="raw")["data_bytes"]
+    65536
     """
     sources: list[Source] = list(source) if isinstance(source, (list, tuple)) else [source]
     if not sources:
         raise InvalidArgumentError("there is no source")
     with ExitStack() as stack:
-        images = [stack.enter_context(open(one, backing=backing, key=source_key, snapshot=snapshot)) for one in sources]
+        if source_format == "raw":
+            if backing != "deny" or source_key is not None or snapshot is not None:
+                raise InvalidArgumentError("backing, source_key and snapshot go with qcow2 sources: raw ones have none")
+            images = [stack.enter_context(_over_raw(one)) for one in sources]
+        elif source_format == "qcow2":
+            key = _Key(source_key) if isinstance(source_key, (str, bytes)) else source_key
+            images = [stack.enter_context(open(one, backing=backing, key=key, snapshot=snapshot)) for one in sources]
+            if isinstance(key, _Key) and not key.asked:
+                raise InvalidArgumentError("source_key was given, and nothing that was opened is encrypted")
+        else:
+            raise InvalidArgumentError(f"source_format is 'qcow2' or 'raw', not {source_format!r}")
         return images[0].convert(target, behind=images[1:], progress=progress, **how)
+
+
+class _Key:
+    """A key for those of several images that need one; knows whether any did."""
+
+    def __init__(self, key: str | bytes) -> None:
+        self._key = key
+        self.asked = False
+
+    def __call__(self, layer: KeyRequest) -> str | bytes | None:
+        self.asked = True
+        return None if layer.attempt else self._key
+
+
+@contextmanager
+def _over_raw(source: object) -> Iterator[Image]:
+    """An empty image over a raw file, which reads as that."""
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"a raw source is a path, not {type(source).__name__}")
+    path = os.path.abspath(source)  # noqa: PTH100
+    with tempfile.TemporaryDirectory(prefix="qcowkit-") as folder:
+        over = os.path.join(folder, "over")  # noqa: PTH118
+        create(over, backing=path, backing_format="raw", allow="deny").close()
+        # It names that file alone.
+        with open(over, backing="follow") as image:
+            yield image
 
 
 def probe(source: Source) -> dict[str, Any]:

@@ -68,9 +68,12 @@ class Handle:
         """
         self._handle.close()
 
-    def __enter__(self) -> Self:
+    def _refuse_closed(self) -> None:
         if self.closed:
             raise ValueError("the image is closed")
+
+    def __enter__(self) -> Self:
+        self._refuse_closed()
         return self
 
     def __exit__(

@@ -212,7 +212,7 @@ class Looks(Handle):
         ...     image.plan_repair("leaks").is_empty
         True
         """
-        return RepairPlan(self._handle.plan_repair(level, _relinked(relink), progress_function(progress)))
+        return RepairPlan(self._handle.plan_repair(_level(level), _relinked(relink), progress_function(progress)))
 
     def plan_discard(
         self,
@@ -229,7 +229,7 @@ class Looks(Handle):
             ranges: a table with `guest_offset` (or `offset`, or `start`) and `length`, pairs (offset, length), or
                 "all".
                 Parts smaller than a cluster at the ends of a range are left alone, as QEMU leaves them.
-            policy: what discards do; QEMU's defaults unless given, whatever the image was opened with.
+            policy: what discards do; the policy that the image was opened with by default.
             progress: told the bytes done, of how many.
 
         Raises:
@@ -240,12 +240,15 @@ class Looks(Handle):
         ...     image.plan_discard([(1 << 20, 65536)], "no-unref").after.zero_retained
         65536
         """
-        wanted = self._ranges(ranges)
-        chosen = DiscardPolicy.of(policy)
-        plan, pieces, state = self._handle.plan_discard(
-            wanted, list(chosen.options().items()), progress_function(progress)
-        )
-        more = {"pieces": Table(pieces), "policy": chosen, "_ranges": wanted, "_state": state}
+        wanted, (chosen, settings) = self._ranges(ranges), self._chosen(policy)
+        plan, pieces, state = self._handle.plan_discard(wanted, settings, progress_function(progress))
+        more = {
+            "pieces": Table(pieces),
+            "policy": chosen,
+            "_ranges": wanted,
+            "_state": state,
+            "_settings": tuple(settings),
+        }
         return DiscardPlan._of_plan(plan, more)
 
     def discard_ranges(
@@ -266,10 +269,18 @@ class Looks(Handle):
         ...     image.discard_ranges("all").after.data
         0
         """
-        settings = list(DiscardPolicy.of(policy).options().items())
+        _, settings = self._chosen(policy)
         return DiscardReport._of(
             self._handle.apply_discard(self._ranges(ranges), settings, None, progress_function(progress))
         )
+
+    def _chosen(self, policy: PolicyLike | None) -> tuple[DiscardPolicy, list[tuple[str, str]]]:
+        """A policy, or that of the image, and how it is spelled."""
+        if policy is None:
+            words = self._handle.policy_words()
+            return DiscardPolicy._of_words(words), words
+        chosen = DiscardPolicy.of(policy)
+        return chosen, list(chosen.options().items())
 
     def _ranges(self, wanted: RangesLike | Literal["all"]) -> list[tuple[int, int]]:
         if isinstance(wanted, str):
@@ -316,11 +327,14 @@ class Looks(Handle):
         if isinstance(plan, DiscardPlan):
             if undo is not None:
                 raise InvalidArgumentError("an undo file goes with repairs alone: discarded data are gone")
-            settings = list(plan.policy.options().items())
-            done = self._handle.apply_discard(plan._ranges, settings, plan._state, progress_function(progress))
-            return DiscardReport._of(done)
+            if punch is not True:
+                raise InvalidArgumentError("punch goes with repairs alone: of discards, the policy says it")
+            tell = progress_function(progress)
+            return DiscardReport._of(self._handle.apply_discard(plan._ranges, list(plan._settings), plan._state, tell))
         if not isinstance(plan, RepairPlan):
             raise TypeError(f"a plan is what plan_discard() or plan_repair() gave, not {type(plan).__name__}")
+        if progress is not None:
+            raise InvalidArgumentError("progress goes with discards alone: a repair that is planned is written at once")
         kept = None if undo is None else os.fspath(undo)
         return CheckReport._of(self._handle.apply_repair(plan._plan, kept, punch))
 
@@ -463,7 +477,8 @@ def plan_repair(
     >>> qcowkit.plan_repair("disk.qcow2").is_empty
     True
     """
-    return RepairPlan(_qcowkit.plan_repair(source, level, _relinked(relink), lock, progress_function(progress)))
+    wanted, tables = _level(level), _relinked(relink)
+    return RepairPlan(_qcowkit.plan_repair(source, wanted, tables, lock, progress_function(progress)))
 
 
 def apply_repair(
@@ -507,7 +522,7 @@ def measure(
         source: the path of an image that is going to be copied.
         size: bytes of a new, empty disk instead.
         format: of the new image.
-        backing: "follow" to open the image's backing files, so that their data count.
+        backing: "follow" to open the image's backing files, so that their data count; goes with a source.
         options: of the new image, under QEMU's names: `cluster_size="128k"`, `extended_l2=True`, `compat="0.10"`, ...
 
     Raises:
@@ -519,6 +534,10 @@ def measure(
     """
     if (source is None) == (size is None):
         raise InvalidArgumentError("either source or size")
+    if backing not in ("deny", "follow"):
+        raise InvalidArgumentError(f"backing is 'deny' or 'follow', not {backing!r}")
+    if source is None and backing != "deny":
+        raise InvalidArgumentError("backing goes with a source: an empty disk has no backing files")
     if not isinstance(source, (str, os.PathLike, type(None))):
         raise TypeError(f"the source is a path, not {type(source).__name__}: save_as() puts other images into a file")
     given = {
@@ -527,6 +546,12 @@ def measure(
     path, wanted = None if source is None else os.fspath(source), 0 if size is None else unsigned(size, "the size")
     measured = _qcowkit.measure(path, wanted, format, list(given.items()), backing == "follow")
     return reports.Measurement._of(measured)
+
+
+def _level(level: str) -> str:
+    if level not in ("all", "leaks"):
+        raise InvalidArgumentError(f"the level of a repair is 'leaks' or 'all', not {level!r}")
+    return level
 
 
 def _relinked(relink: Iterable[tuple[SupportsIndex, SupportsIndex]]) -> list[tuple[int, int]]:

@@ -116,7 +116,8 @@ def open(  # noqa: A001
             that are trusted. A function gets a :class:`BackingRef` and gives a source, a pair (source, format), or
             `None` to refuse.
         key: of an encrypted image: text, bytes, or a function that gets a :class:`KeyRequest` and gives one, or `None`
-            when it has no more. Without, the image opens for all that needs no guest data. Keys are never printed.
+            when it has no more. Without, the image opens for all that needs no guest data. A key that nothing needs is
+            refused; a function is asked where there is need. Keys are never printed.
         snapshot: the ID or name of an internal snapshot: the disk as it was then, read-only.
         policy: what discards and writes of zeros do; a :class:`DiscardPolicy` or the name of a preset.
         cache_size: bytes of mapping tables that are kept in memory; 32 MiB by default.

@@ -338,6 +338,16 @@ class RepairPlan:
         """
         return copy.deepcopy(self._data)
 
+    def __copy__(self) -> RepairPlan:
+        # Plans never change.
+        return self
+
+    def __deepcopy__(self, memo: object) -> RepairPlan:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a repair plan stays in the process that made it; to_dict() tells what is in it")
+
     def __repr__(self) -> str:
         if self.is_empty:
             return "<qcowkit.RepairPlan: nothing to do>"
@@ -354,6 +364,17 @@ class RepairPlan:
         )
         left = "" if self.after.ok else f"{self.after.corruptions} errors and {self.after.leaks} leaks would be left"
         return _html.page(f"Repair plan: {words}", _found(self._repair["findings"]), left)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Where in the file the findings are, by what is done about them. Needs `qcowkit[plot]`.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.plan_repair().plot().get_title()
+        'Nothing to repair'
+        """
+        from qcowkit import plots
+
+        return plots.repair(self, ax)
 
 
 def _check_of(report: dict[str, Any]) -> CheckReport:

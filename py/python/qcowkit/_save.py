@@ -95,7 +95,8 @@ class Save(Handle):
             format: "qcow2", or "raw" for the bytes of the disk as they are.
             compress: packs every cluster.
             sparse_size: so many zero bytes in a row are not written: a multiple of 512, at most 16 MiB; 0 writes all.
-            workers: the most threads that read and pack, 1 to 16. Images that are no plain files have one.
+            workers: the most threads that read and pack, 1 to 16. Images that are no plain files have one, and know
+                neither a `sparse_size` of 0, nor `rate`, nor `salvage`.
             rate: the most bytes of data that are written in a second; 0 is no limit.
             salvage: what cannot be read becomes zeros.
             key: encrypts the new image with LUKS.
@@ -105,14 +106,15 @@ class Save(Handle):
             **new: what the new image is like: see :func:`qcowkit.create`.
 
         Returns:
-            Bytes of the disk: `total_bytes`, of them `data_bytes` and `zero_bytes`, and `compressed_bytes`, which take
-            `packed_bytes` of the file.
+            Bytes of the disk: `total_bytes`; of them `data_bytes` were written as data, `zero_bytes` as zeros, and the
+            rest was left alone. Of the data, `compressed_bytes` were packed, and take `packed_bytes` of the file.
 
         Raises:
             FileExistsError: there is something, and `overwrite` was not said.
             qcowkit.errors.DeniedError: data lie in a backing file that was not allowed.
             qcowkit.errors.InvalidArgumentError: options that cannot be; the target is a file of the source.
-            qcowkit.errors.UnsupportedError: several sources, or a backing file, where a source is no plain file.
+            qcowkit.errors.UnsupportedError: several sources, a backing file, or what else one thread cannot do, where a
+                source is no plain file.
 
         Otherwise as `Image.read`.
 

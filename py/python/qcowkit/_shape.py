@@ -27,7 +27,7 @@ class Shape(Handle):
         preallocation: Literal["off", "metadata", "falloc", "full"] = "off",
         shrink: bool = False,
     ) -> None:
-        """Sets the size of the disk.
+        """Sets the size of the disk. KeyboardInterrupt is heard when it is done: the change is whole.
 
         Args:
             size: bytes, or text: "10G" to that, "+1G" by that, "-512M" less by that. Units are powers of 1024.
@@ -112,9 +112,10 @@ class Shape(Handle):
 
         Args:
             backing: the name as the image is to have it, relative to the image; `None` for no backing file.
-            format: the format of the new backing file.
+            format: the format of the new backing file; goes with one.
             source: what the new backing file is read from, if it is not the file of that name.
-            unsafe: writes the name alone, and compares nothing: for a backing file that moved.
+            unsafe: writes the name alone, and compares nothing: for a backing file that moved. `source` and `compress`
+                do not go with it.
             compress: packs clusters that are copied.
             progress: a function of (done, total) in bytes, or a bar of tqdm's.
 
@@ -131,6 +132,12 @@ class Shape(Handle):
         {'data_bytes': 65536, 'zero_bytes': 0}
         b'hello'
         """
+        if backing is None and (format is not None or source is not None):
+            raise InvalidArgumentError("format and source go with a backing file, and there is to be none")
+        if backing is not None and format is None:
+            raise InvalidArgumentError("a backing file needs its format: 'qcow2' or 'raw'")
+        if unsafe and (compress or source is not None):
+            raise InvalidArgumentError("unsafe writes a name alone: nothing is read from source, or packed")
         report: dict[str, Any] | None = self._handle.rebase(
             None if backing is None else os.fspath(backing),
             format,
@@ -174,6 +181,7 @@ class Shape(Handle):
         3
         {'data_bytes': 65536, 'zero_bytes': 0}
         """
+        self._refuse_closed()
         depth = 1 if base is None else self._handle.depth_of(base)
         if depth == 0:
             raise InvalidArgumentError(f"the chain of the image has no {os.fspath(base or '')!r}", self._handle.name)

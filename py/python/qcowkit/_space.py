@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qcowkit import _html
 from qcowkit._report import Report
@@ -68,8 +68,8 @@ class Overlap:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ledger:
-    """Every byte of a file in exactly one class.
+class Ledger(Report):
+    """Every byte of a file in exactly one class. `to_dict()` is the member `ledger` of `qcowkit analyze`.
 
     >>> with qcowkit.open("disk.qcow2") as image:
     ...     ledger = image.analyze().ledger
@@ -98,16 +98,16 @@ class Ledger:
     #: Tables could not be read: what only they refer to counts as leaked or free.
     references_missing: bool
 
-    def __getitem__(self, kind: str) -> LedgerLine:
-        """The line of a class.
+    def __getitem__(self, member: str) -> Any:
+        """The line of the class of this name, or a member of the JSON.
 
         Raises:
-            KeyError: there is no such class.
+            KeyError: there is neither.
         """
         for line in self.classes:
-            if line.kind == kind:
+            if line.kind == member:
                 return line
-        raise KeyError(kind)
+        return super().__getitem__(member)
 
     def table(self) -> Table:
         """The classes as a table: `kind`, `bytes`, `held`, `holes`, `unknown`.
@@ -406,8 +406,8 @@ class HostLayout:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How the disk lies in the file (docs/analyze.md).
+class Layout(Report):
+    """How the disk lies in the file (docs/analyze.md). `to_dict()` is the member `layout` of `qcowkit analyze`.
 
     >>> with qcowkit.open("disk.qcow2") as image:
     ...     analysis = image.analyze()

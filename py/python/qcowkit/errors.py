@@ -75,7 +75,7 @@ class QcowError(OSError):
         self.depth = depth
 
     def __str__(self) -> str:
-        return str(self.strerror) if self.filename is None else f"{self.filename}: {self.strerror}"
+        return f"{self.filename}: {self.strerror}" if self.filename else str(self.strerror)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # OSError would hand `errno` to a constructor that does not take one.
@@ -99,10 +99,11 @@ class NotQcow2Error(QcowError):
     ...     qcowkit.open(bytes(65536))
     ... except qcowkit.errors.NotQcow2Error as error:
     ...     error.code, error.hint
-    ('not_qcow2', None)
+    ('not_qcow2', "qcowkit.probe() tells what it is; convert(source_format='raw') takes its bytes as a disk")
     """
 
     code = "not_qcow2"
+    hint = "qcowkit.probe() tells what it is; convert(source_format='raw') takes its bytes as a disk"
     _errno = _errno.EINVAL
 
 
@@ -120,7 +121,7 @@ class CorruptImageError(QcowError):
     """
 
     code = "corrupt"
-    hint = "Image.check() tells all that is wrong, and what a repair would do"
+    hint = "qcowkit.check() tells all that is wrong, and qcowkit.plan_repair() what a repair would do"
 
 
 class UnsupportedError(QcowError):
@@ -288,6 +289,7 @@ class CodecError(QcowError):
     """
 
     code = "codec"
+    hint = "the data are damaged: Image.convert(salvage=True) copies what can be read"
 
 
 class PoisonedError(QcowError):
@@ -307,12 +309,29 @@ _BY_CODE: dict[str, type[QcowError]] = {kind.code: kind for kind in QcowError.__
 def _raised(code: str, message: str, filename: str | None, errno: int | None, site: dict[str, Any]) -> OSError:
     """The exception for an error of the core; called by the extension module alone."""
     if errno is not None:
-        return OSError(errno, message, filename)
+        refused = OSError(errno, message, filename)
+        place = _place(site)
+        if place:
+            refused.add_note(f"it was about the {place}")
+        return refused
     kind = _BY_CODE.get(code, QcowError)
     error = kind(message, filename, **site)
     if kind.hint is not None:
         error.add_note(kind.hint)
     return error
+
+
+def _place(site: dict[str, Any]) -> str:
+    """A site in words; empty where it is the file as a whole."""
+    structure, depth = site.get("structure"), site.get("depth")
+    words = ["disk" if structure is None else str(structure).replace("_", " ")]
+    offsets = [name for name in ("host_offset", "guest_offset") if site.get(name) is not None]
+    words += [f"{name.replace('_', ' ')} {site[name]:#x}" for name in offsets]
+    if site.get("index") is not None:
+        words.append(f"entry {site['index']}")
+    if depth:
+        words.append(f"{depth} below the image")
+    return "" if words == ["disk"] else ", ".join(words)
 
 
 def _rebuild(kind: type[QcowError], message: str, filename: str | None, state: dict[str, Any]) -> QcowError:

@@ -174,6 +174,14 @@ class Trace:
                 raise
             raise InvalidArgumentError(str(why)) from None
 
+    @classmethod
+    def _of_operations(cls, table: Table, ignored: int, name: str) -> Trace:
+        return cls(_qcowkit.Trace.from_table(table, ignored), name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle: traces travel to other processes, Dask's workers for example."""
+        return Trace._of_operations, (self.table(), self._trace.ignored, self.name)
+
     @property
     def end(self) -> int:
         """The first byte behind everything that it touches: the smallest disk that it fits on.
@@ -221,7 +229,8 @@ class Trace:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabConfig:
-    """How an image is made and opened for a replay. An image that exists keeps its cluster size and is what it is.
+    """How an image is made and opened for a replay. An image that exists is what it is: `cluster_size`, `extended_l2`
+    and `preallocation` are refused then.
 
     >>> qcowkit.LabConfig(policy="no-unref", cluster_size=512 << 10).policy
     'no-unref'
@@ -239,6 +248,17 @@ class LabConfig:
     preallocation: Literal["off", "metadata", "falloc", "full"] = "off"
     #: How many freed bytes may wait before they are committed and reused. 0 reuses them as early as QEMU does.
     quarantine: int = 0
+
+    def __post_init__(self) -> None:
+        known = ("off", "metadata", "falloc", "full")
+        if self.preallocation not in known:
+            raise InvalidArgumentError(f"preallocation is one of {known}, not {self.preallocation!r}")
+
+    def _makes(self) -> list[str]:
+        """What it says of how an image is made."""
+        made = ("cluster_size", "extended_l2", "preallocation")
+        fields = [field for field in dataclasses.fields(self) if field.name in made]
+        return [field.name for field in fields if getattr(self, field.name) != field.default]
 
     def _core(self) -> dict[str, Any]:
         policy = DiscardPolicy.of(self.policy)
@@ -471,7 +491,7 @@ def replay(
     >>> qcowkit.replay(trace, "no-unref").end.retained_bytes
     524288
     """
-    return ReplayResult._of(_replay(trace, [_config(policy)], size, image, samples, False, progress))
+    return ReplayResult._of(_replay(trace, [_config(policy, image)], size, image, samples, False, progress))
 
 
 def compare(
@@ -499,20 +519,25 @@ def compare(
     {'ignore': 0, 'unmap': 0, 'no-unref': 524288}
     """
     if policies is None:
-        configs = [] if advise else [_config(name) for name in ("ignore", "unmap", "no-unref")]
+        configs = [] if advise else [_config(name, image) for name in ("ignore", "unmap", "no-unref")]
     elif isinstance(policies, Mapping):
-        configs = [{**_config(config), "name": name} for name, config in policies.items()]
+        configs = [{**_config(config, image), "name": name} for name, config in policies.items()]
     elif isinstance(policies, str):
         raise InvalidArgumentError("policies are a list or a mapping of configurations; replay() takes one")
     else:
-        configs = [_config(config) for config in policies]
+        configs = [_config(config, image) for config in policies]
     if policies is not None and not configs:
         raise InvalidArgumentError("there is no policy to compare")
     return Comparison._of(_replay(trace, configs, size, image, samples, advise, progress))
 
 
-def _config(config: ConfigLike) -> dict[str, Any]:
-    return (config if isinstance(config, LabConfig) else LabConfig(policy=config))._core()
+def _config(config: ConfigLike, image: Looks | None) -> dict[str, Any]:
+    if not isinstance(config, LabConfig):
+        return LabConfig(policy=config)._core()
+    made = [] if image is None else config._makes()
+    if made:
+        raise InvalidArgumentError(f"an image that exists is what it is: no {' and no '.join(made)} with image")
+    return config._core()
 
 
 def _replay(

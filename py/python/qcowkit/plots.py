@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from qcowkit.lab import LabRun
-    from qcowkit.reports import CheckReport, Delta, DiscardReport, Layout, Ledger
+    from qcowkit.reports import CheckReport, Delta, DiscardReport, ImageInfo, Layout, Ledger, RepairPlan
     from qcowkit.table import Table
 
-__all__ = ["discard", "disk_map", "findings", "forecast", "gaps", "ledger", "timeline"]
+__all__ = ["discard", "disk_map", "findings", "forecast", "gaps", "ledger", "repair", "sizes", "timeline"]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
@@ -75,15 +75,48 @@ def findings(report: CheckReport, ax: Axes | None = None) -> Axes:
     'No errors'
     """
     ax = _axes(ax)
-    scale, unit = _scale(report.image_end_offset)
+    _marks(ax, report.findings, "kind", report.image_end_offset)
+    ax.set_title("No errors" if report.ok else f"{report.corruptions} corruptions, {report.leaks} leaked clusters")
+    return ax
+
+
+def repair(plan: RepairPlan, ax: Axes | None = None) -> Axes:
+    """Where in the file the findings are that a repair is planned for, a line for each kind of action.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     qcowkit.plots.repair(image.plan_repair()).get_title()
+    'Nothing to repair'
+    """
+    ax = _axes(ax)
+    _marks(ax, plan.findings, "action", max(plan.length_before, plan.length_after))
+    words = f"{plan.corruptions_fixed} corruptions, {plan.leaks_fixed} leaked clusters to be repaired"
+    ax.set_title("Nothing to repair" if plan.is_empty else words)
+    return ax
+
+
+def _marks(ax: Axes, findings: Table, by: str, end: int) -> None:
+    scale, unit = _scale(end)
     kinds: dict[str, list[float]] = {}
-    for row in report.findings:
+    for row in findings:
         if row.host_offset is not None:
-            kinds.setdefault(row.kind.replace("_", " "), []).append(row.host_offset / scale)
+            kinds.setdefault(str(getattr(row, by)).replace("_", " "), []).append(row.host_offset / scale)
     for at, (kind, offsets) in enumerate(kinds.items()):
         ax.plot(offsets, [kind] * len(offsets), "|", markersize=14, color=COLOURS[at % len(COLOURS)])
     ax.set_xlabel(f"host offset, {unit}")
-    ax.set_title("No errors" if report.ok else f"{report.corruptions} corruptions, {report.leaks} leaked clusters")
+
+
+def sizes(info: ImageInfo, ax: Axes | None = None) -> Axes:
+    """The size of the disk, and what the file takes on the host.
+
+    >>> with qcowkit.open("disk.qcow2") as image:
+    ...     qcowkit.plots.sizes(image.info()).get_xlabel()
+    'GiB'
+    """
+    ax = _axes(ax)
+    scale, unit = _scale(max(info.virtual_size, info.actual_size))
+    ax.barh(["on the host", "disk"], [info.actual_size / scale, info.virtual_size / scale], color=COLOURS[0])
+    ax.set_xlabel(unit)
+    ax.set_title("Size")
     return ax
 
 

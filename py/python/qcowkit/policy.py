@@ -10,7 +10,9 @@ DiscardPolicy(discard_no_unref=True)
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, TypeAlias
+import typing
+from collections.abc import Iterable
+from typing import Any, Literal, TypeAlias
 
 from qcowkit.errors import InvalidArgumentError
 
@@ -20,6 +22,9 @@ __all__ = ["PRESETS", "DiscardPolicy", "PolicyLike"]
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class DiscardPolicy:
     """What discards do. The defaults are QEMU's with `discard=unmap`.
+
+    Raises:
+        qcowkit.errors.InvalidArgumentError: an option has no such value.
 
     >>> DiscardPolicy(discard_no_unref=True, pass_discard_request=False).options()["discard-no-unref"]
     'on'
@@ -45,6 +50,14 @@ class DiscardPolicy:
     #: What is done on the host with a cluster that keeps its place: "punch" makes a hole, "zero-range" writes zeros
     #: without giving the space back, "none" leaves the old bytes. qcowkit's own.
     retained_op: Literal["punch", "zero-range", "none"] = "punch"
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, known = getattr(self, field.name), _VALUES.get(field.name, (True, False))
+            # True is 1, and the like.
+            if type(value) is not type(known[0]) or value not in known:
+                words = ", ".join(map(repr, known))
+                raise InvalidArgumentError(f"{field.name} is one of {words}, not {value!r}")
 
     @classmethod
     def preset(cls, name: str) -> DiscardPolicy:
@@ -75,6 +88,16 @@ class DiscardPolicy:
             return policy
         return cls.preset(policy)
 
+    @classmethod
+    def _of_words(cls, words: Iterable[tuple[str, str]]) -> DiscardPolicy:
+        """The policy of options that QEMU's names spell."""
+        given = {name.replace("-", "_"): word for name, word in words}
+        values: dict[str, Any] = {
+            field.name: given[field.name] if field.name in _VALUES else given[field.name] == "on"
+            for field in dataclasses.fields(cls)
+        }
+        return cls(**values)
+
     def options(self) -> dict[str, str]:
         """The options as QEMU spells them: `discard-no-unref` is "on" or "off".
 
@@ -104,6 +127,13 @@ class DiscardPolicy:
         )
         return f"DiscardPolicy({', '.join(given)})"
 
+
+#: The values of the options that are words.
+_VALUES: dict[str, tuple[Any, ...]] = {
+    name: typing.get_args(hint)
+    for name, hint in typing.get_type_hints(DiscardPolicy).items()
+    if typing.get_origin(hint) is Literal
+}
 
 #: The policies that people choose from, by name.
 PRESETS: dict[str, DiscardPolicy] = {

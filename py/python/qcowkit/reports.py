@@ -146,6 +146,17 @@ class ImageInfo(Report):
             body += "<div>Snapshots</div>" + _html.columns(snapshots, ["id", "name", "size"])
         return _html.page(self.filename or "an image", body)
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The size of the disk and what the file takes on the host, as bars. Needs `qcowkit[plot]`.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.info().plot().get_figure() is not None
+        True
+        """
+        from qcowkit import plots
+
+        return plots.sizes(self, ax)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StateBytes:
@@ -262,6 +273,7 @@ class DiscardPlan(DiscardReport):
     policy: DiscardPolicy
     _ranges: list[tuple[int, int]] = dataclasses.field(repr=False)
     _state: int = dataclasses.field(repr=False)
+    _settings: tuple[tuple[str, str], ...] = dataclasses.field(repr=False)
 
     @classmethod
     def _of_plan(cls, data: Mapping[str, Any], more: Mapping[str, Any]) -> Self:

@@ -19,11 +19,13 @@ True
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import (
     TYPE_CHECKING,
     Any,
     Protocol,
+    SupportsIndex,
     overload,
     runtime_checkable,
 )
@@ -154,7 +156,7 @@ class Column(_qcowkit.Column):
             if step > 0:
                 return self.values(start, max(start, stop))[::step]
             return self.values(stop + 1, start + 1)[::-1][::-step] if start > stop else []
-        at = range(len(self))[at]
+        at = _row_of(at, len(self))
         return self.values(at, at + 1)[0]
 
     def __iter__(self) -> Iterator[Any]:
@@ -188,8 +190,8 @@ class Table:
 
         Args:
             rows: mappings; what a row does not have is null, and what `types` does not name is left out.
-            types: name and type of each column, in order: "uint64", "int64", "float64", "dictionary" (strings of which
-                many are the same) or "string".
+            types: name and type of each column, in order: "uint64", "uint32", "int64", "float64", "dictionary" (strings
+                of which many are the same) or "string".
 
         Raises:
             TypeError, OverflowError: a value does not fit its column.
@@ -204,6 +206,22 @@ class Table:
             (name, kind, [row.get(name) for row in all_rows]) for name, kind in types.items()
         ]
         return cls(_qcowkit.table_of(columns))
+
+    @classmethod
+    def _of_columns(cls, columns: list[tuple[str, str, list[Any]]]) -> Table:
+        return cls(_qcowkit.table_of(columns))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle: tables travel to other processes, Dask's workers for example."""
+        columns = [(name, kind, self[name].to_list()) for name, kind in self.types.items()]
+        return Table._of_columns, (columns,)
+
+    def __copy__(self) -> Table:
+        # Tables never change.
+        return self
+
+    def __deepcopy__(self, memo: object) -> Table:
+        return self
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -300,7 +318,7 @@ class Table:
         if isinstance(at, slice):
             wanted = range(len(self))[at]
             return Table(self._table.slice(wanted.start if wanted else 0, len(wanted), wanted.step))
-        at = range(len(self))[at]
+        at = _row_of(at, len(self))
         return self._row._make(self._table.rows(at, at + 1)[0])
 
     def __len__(self) -> int:
@@ -341,3 +359,11 @@ class Table:
         rows = [[_html.cell(name, value) for name, value in row._asdict().items()] for row in shown]
         note = "" if len(self) <= 20 else f"the first 20 of {len(self):,} rows"
         return _html.page(f"{len(self):,} rows", _html.table(self.columns, rows), note)
+
+
+def _row_of(at: SupportsIndex, rows: int) -> int:
+    """The number of a row; negative ones count from the end."""
+    number = operator.index(at)
+    if not -rows <= number < rows:
+        raise IndexError(f"there is no row {number}: the table has {rows}")
+    return number % rows

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use pyo3::prelude::*;
 use qcowkit::info::{FileInfo, describe_in, file_info};
+use qcowkit::options::runtime;
 use qcowkit_core::operations::partitions;
 use qcowkit_core::storage::ReadStorage;
 
@@ -59,6 +60,11 @@ impl Image {
     #[getter]
     fn locked(&self, py: Python<'_>) -> PyResult<bool> {
         self.with(py, |image| Ok(image.is_locked()))
+    }
+
+    /// What discards and writes of zeros do, as options under QEMU's names.
+    fn policy_words(&self, py: Python<'_>) -> PyResult<Vec<(&'static str, &'static str)>> {
+        self.share(py, true, |image| Ok(runtime::policy_words(image.options())))
     }
 
     /// The partition table of the disk, if it has one.

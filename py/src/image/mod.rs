@@ -90,6 +90,18 @@ fn all_storages(image: &StoreImage, is: impl Fn(&Store) -> bool) -> bool {
     }
 }
 
+/// Whether a layer of the chain, as far as it was opened, is encrypted.
+fn any_encrypted(image: &StoreImage) -> bool {
+    let mut layer = Some(image);
+    while let Some(image) = layer {
+        if image.encryption().is_some() {
+            return true;
+        }
+        layer = image.backing().and_then(Layer::image);
+    }
+    false
+}
+
 #[pymethods]
 impl Image {
     /// Opens an image.
@@ -111,6 +123,8 @@ impl Image {
         if mode != Mode::Read && snapshot.is_some() {
             return Err(refused(Error::invalid("a snapshot is only read: mode 'r'")));
         }
+        // A function is asked where a layer needs a key; a key that no layer needs is a mistake.
+        let needs_a_use = key.is_some_and(|key| !key.is_callable());
         let source = Source::new(source, mode == Mode::Write)?;
         let name = source.name();
         let selector = snapshot.map(|text| SnapshotSelector::IdOrName(Name::new(text.into_bytes())));
@@ -119,7 +133,11 @@ impl Image {
             if opening.mode == Mode::Write {
                 refuse_read_only(&store)?;
             }
-            opening.open(opening.stored(store)?, selector)
+            let image = opening.open(opening.stored(store)?, selector)?;
+            if needs_a_use && !any_encrypted(&image) {
+                return Err(Error::invalid("a key was given, and nothing that was opened is encrypted").into());
+            }
+            Ok(image)
         })
     }
 

@@ -238,21 +238,14 @@ fn copied(
     how: &ConvertOptions,
     progress: &mut Progress,
 ) -> Result<ConvertReport> {
-    if how.salvage || how.rate.is_some() {
-        return Err(Error::unsupported("salvage and rate of an image that is no plain file: save_as() it first"));
+    if how.salvage || how.rate.is_some() || how.sparse_size == 0 {
+        let what = "salvage, rate and a sparse_size of 0 with an image that is no plain file: save_as() it first";
+        return Err(Error::unsupported(what));
     }
-    let written =
-        qcowkit::blocks::copy_image(image, disk, how.compress, &mut |done, total| progress.tell(done, total))?;
+    let mut tell = |done, total| progress.tell(done, total);
+    let report = qcowkit::blocks::copy_image(image, disk, how.compress, how.sparse_size, &mut tell)?;
     disk.finish()?;
-    let mut report = ConvertReport::default();
-    report.total_bytes = image.virtual_size();
-    report.data_bytes = written.ok_or_else(|| Error::invalid("stopped"))?;
-    report.zero_bytes = report.total_bytes - report.data_bytes;
-    if how.compress {
-        report.compressed_bytes = report.data_bytes;
-        report.packed_bytes = disk.file().len()?;
-    }
-    Ok(report)
+    report.ok_or_else(|| Error::invalid("stopped"))
 }
 
 fn refuse_locked(image: &StoreImage) -> Result<()> {

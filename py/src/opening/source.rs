@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -32,10 +32,17 @@ impl Source {
     pub(crate) fn new(source: &Bound<'_, PyAny>, writable: bool) -> PyResult<Self> {
         let py = source.py();
         if source.hasattr(intern!(py, "seek"))? {
+            if source.is_instance(&py.import(intern!(py, "io"))?.getattr(intern!(py, "TextIOBase"))?)? {
+                return Err(PyTypeError::new_err("the file object gives text: open it in binary mode"));
+            }
             let name = source.getattr(intern!(py, "name")).ok().and_then(|name| name.extract::<OsString>().ok());
             return Ok(Self::Object(Arc::new(ObjectStorage::new(source, writable)?), name));
         }
         if let Ok(path) = source.extract::<PathBuf>() {
+            if path.as_os_str().as_encoded_bytes().contains(&0) {
+                // As Python's own open() says it.
+                return Err(PyValueError::new_err("embedded null byte"));
+            }
             return Ok(Self::Path(path));
         }
         if PyMemoryView::from(source).is_ok() {
