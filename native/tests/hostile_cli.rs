@@ -108,6 +108,72 @@ fn names_do_not_forge_lines() {
     assert_eq!(info["backing-filename"], "base\nFORGED");
 }
 
+/// Nor on standard error, when such a name is a part of what went wrong.
+#[test]
+fn names_do_not_forge_messages() {
+    let folder = Folder::new();
+    let path = folder.path("odd.qcow2");
+    let mut image = create(&path, 1 << 20, 65_536);
+    image.add_bitmap("b\nFORGED", None).unwrap();
+    image.close().unwrap();
+    let other = folder.path("other.qcow2");
+    create(&other, 1 << 20, 65_536).close().unwrap();
+    let (file, other, to) = (path.to_str().unwrap(), other.to_str().unwrap(), folder.path("to"));
+    let to = to.to_str().unwrap();
+    let forged = |args: &[&str], code: i32| {
+        let output = qcowkit(args);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
+        assert!(text.contains("\\x0aFORGED"), "{args:?}: {text}");
+        assert!(!text.lines().any(|line| line.starts_with("FORGED")), "{args:?}: {text}");
+    };
+    let entry = bytes_at(&path, b"b\nFORGED") - 24;
+    change_bytes(&path, entry + 15, |flags| flags | 1);
+    forged(&["convert", "--bitmaps", "-O", "qcow2", file, to], 1);
+    forged(&["convert", "--bitmaps", "--skip-broken-bitmaps", "-O", "qcow2", file, to], 0);
+    change_bytes(&path, entry + 15, |flags| flags & !1);
+
+    change_header(&path, |area| {
+        area.backing_file = Some("gone\nFORGED".into());
+        area.extensions.push(Extension::BackingFormat("raw".into()));
+    });
+    for args in [
+        &["convert", "-O", "raw", file, to][..],
+        &["map", file],
+        &["resize", file, "2M"],
+        &["commit", file],
+        &["rebase", "-b", other, "-F", "qcow2", file],
+        &["io", "-c", "length", file],
+        &["measure", "-O", "qcow2", file],
+        &["dd", &format!("if={file}"), &format!("of={to}")],
+        &["amend", "-o", "lazy_refcounts=on", file],
+        &["map", "--backing-files=deny", file],
+    ] {
+        forged(args, 1);
+    }
+    forged(&["compare", file, other], 2);
+    forged(&["io", "-c", &format!("open {file}")], 1);
+    let bitmap = bytes_at(&path, b"b\nFORGED") - 24;
+    change_bytes(&path, bitmap, |_| 0xff);
+    forged(&["check", "-r", "all", file], 0);
+    // Line ends of ours are still there.
+    let output = qcowkit(&["resize", "--shrink", other, "none"]);
+    assert!(String::from_utf8_lossy(&output.stderr).lines().count() > 1, "{output:?}");
+}
+
+/// Where a name is: in the directory that was written last.
+fn bytes_at(path: &Path, name: &[u8]) -> usize {
+    let bytes = std::fs::read(path).unwrap();
+    let mut found = (0..bytes.len()).filter(|&at| bytes[at..].starts_with(name));
+    found.next_back().unwrap()
+}
+
+fn change_bytes(path: &Path, at: usize, change: impl Fn(u8) -> u8) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] = change(bytes[at]);
+    std::fs::write(path, bytes).unwrap();
+}
+
 #[test]
 fn a_name_that_is_a_link_to_elsewhere_is_a_danger() {
     let (folder, elsewhere) = (Folder::new(), Folder::new());

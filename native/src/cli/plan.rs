@@ -10,6 +10,7 @@ use super::options::OptionList;
 use super::personality::Personality;
 use super::runtime;
 use super::secrets::Secrets;
+use super::terminal::tell;
 use crate::disk::{Disk, LayerView};
 use crate::file::FileStorage;
 use crate::open::{self, BackingPolicy, OpenRequest, format_by_name};
@@ -277,21 +278,20 @@ impl OpenArgs {
 }
 
 /// Says that a dirty image was repaired because it is going to be written.
-#[expect(clippy::print_stderr, reason = "the image was changed before anything was asked of it")]
 fn tell_repair(path: &Path, plan: &RepairPlan) {
-    eprintln!(
+    let text = format!(
         "qcowkit: {}: the image was not closed properly: repaired {} refcounts and entries that were too low or wrong, \
          and {} leaked clusters",
         path.display(),
         plan.corruptions_fixed(),
         plan.leaks_fixed()
     );
+    tell(&text, true);
 }
 
-#[expect(clippy::print_stderr, reason = "as QEMU does")]
 fn tell_repair_as_qemu(_: &Path, plan: &RepairPlan) {
     for finding in &plan.findings {
-        eprintln!("Repairing {finding}");
+        tell(&format!("Repairing {finding}"), false);
     }
 }
 

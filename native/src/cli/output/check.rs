@@ -137,7 +137,7 @@ pub(crate) fn repairs(
             _ if personality.is_own() => "repairing",
             _ => "Repairing",
         };
-        writeln!(err, "{word}: {}", repair_line(finding))?;
+        writeln!(err, "{word}: {}", one_line(&repair_line(finding), personality.is_own()))?;
     }
     if planned.findings_omitted > 0 {
         writeln!(err, "... and {} more findings", planned.findings_omitted)?;
