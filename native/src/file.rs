@@ -124,14 +124,28 @@ impl FileStorage {
     pub fn open(path: impl AsRef<Path>, access: FileAccess) -> Result<Self, StorageError> {
         let path = path.as_ref();
         let fail = |error: io::Error| storage_error(&error, "open", None);
-        // Asked before opening, since opening a pipe waits for its other end.
+        // Asked before opening, which can have effects on what is no file: a tape is wound, a pipe's other end wakes up.
+        let mut device = false;
         match std::fs::metadata(path) {
-            Ok(metadata) => refuse_other_kinds(&metadata)?,
+            Ok(metadata) => {
+                refuse_other_kinds(&metadata)?;
+                device = sys::is_block_device(&metadata);
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(fail(error)),
         }
-        let file = access.options().open(path).map_err(fail)?;
-        Self::from_file(file, path, access != FileAccess::Read)
+        let mut options = access.options();
+        let mut opened = if device {
+            options.open(path)
+        } else {
+            // Should the name stand for a pipe by now, this does not wait for its other end.
+            sys::without_waiting(&mut options).open(path)
+        };
+        if matches!(&opened, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+            // Somebody has a lease on the file, and gives it up for whoever waits.
+            opened = access.options().open(path);
+        }
+        Self::from_file(opened.map_err(fail)?, path, access != FileAccess::Read)
     }
 
     /// Takes a file that is open already, for reading and, when `writable`, for writing. The path is for messages.
@@ -186,6 +200,24 @@ impl FileStorage {
     /// When the system refuses.
     pub fn identity(&self) -> Result<Option<FileIdentity>, StorageError> {
         Ok(sys::identity(&self.metadata()?))
+    }
+
+    /// Where the open file is, with links resolved: that very file, whatever its name has come to stand for since. On other
+    /// systems than Linux, where the name leads now, if that is this file.
+    ///
+    /// # Errors
+    /// When the system refuses, or the name leads to another file by now.
+    pub fn real_path(&self) -> Result<PathBuf, StorageError> {
+        let fail = |error: io::Error| storage_error(&error, "open", None);
+        if let Some(path) = sys::path_of(&self.file) {
+            return Ok(path);
+        }
+        let path = self.path.canonicalize().map_err(fail)?;
+        // Without a last look at links: there is none in a name that was resolved.
+        if sys::identity(&path.symlink_metadata().map_err(fail)?) == self.identity()? {
+            return Ok(path);
+        }
+        Err(StorageError::new(StorageErrorKind::Other("the name leads to another file by now".to_owned()), "open"))
     }
 
     /// The bytes that the file system has allocated for the file, what `du` says; a block device has its length.
@@ -488,4 +520,20 @@ fn write_zeros(file: &File, offset: u64, end: u64) -> io::Result<()> {
         at += length as u64;
     }
     Ok(())
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    /// What has become a pipe after it was looked at is refused, and its other end is not waited for.
+    #[test]
+    fn pipes_are_refused_also_late() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        assert!(FileStorage::open(&fifo, FileAccess::Read).is_err());
+        let file = sys::without_waiting(&mut FileAccess::Read.options()).open(&fifo).unwrap();
+        assert!(FileStorage::from_file(file, &fifo, false).is_err());
+    }
 }
