@@ -11,7 +11,7 @@ use common::Folder;
 use qcowkit::file::{FileAccess, FileStorage};
 use qcowkit_core::format::{Extension, HeaderArea};
 use qcowkit_core::image::{CreateOptions, Image, NewSnapshot, OpenOptions};
-use qcowkit_core::storage::Storage;
+use qcowkit_core::storage::{ReadStorage, Storage};
 
 fn qcowkit(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_qcowkit")).args(args).output().unwrap()
@@ -159,6 +159,58 @@ fn names_do_not_forge_messages() {
     // Line ends of ours are still there.
     let output = qcowkit(&["resize", "--shrink", other, "none"]);
     assert!(String::from_utf8_lossy(&output.stderr).lines().count() > 1, "{output:?}");
+}
+
+/// A repair that has to copy more than it may hold goes on by itself, in as much memory as its limit says: twice
+/// `MAX_REPAIR_COPY_BYTES`, and what the program takes anyhow.
+#[test]
+fn a_repair_goes_on_in_bounded_memory() {
+    const LARGE: u64 = 2 << 20;
+    // 600 MiB of copies.
+    const USES: usize = 300;
+    let folder = Folder::new();
+    let path = folder.path("many.qcow2");
+    let options = CreateOptions { cluster_size: LARGE, refcount_bits: 1, ..CreateOptions::default() };
+    let storage = FileStorage::open(&path, FileAccess::CreateNew).unwrap();
+    let mut image = Image::create(storage, 1 << 30, &options).unwrap();
+    let noise: Vec<u8> = (0..LARGE / 8).flat_map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()).collect();
+    image.write_at(0, &noise).unwrap();
+    let storage = image.close().unwrap();
+    let number = |at| {
+        let mut bytes = [0; 8];
+        storage.read_at(at, &mut bytes).unwrap();
+        u64::from_be_bytes(bytes)
+    };
+    let l2 = number(number(40)) & 0x00ff_ffff_ffff_fe00;
+    storage.write_at(l2, &number(l2).to_be_bytes().repeat(USES)).unwrap();
+    drop(storage);
+
+    let length = std::fs::metadata(&path).unwrap().len();
+    let command = |arguments: &str| {
+        let script = format!("ulimit -v 750000; exec \"$0\" check -r all {arguments} \"$1\"");
+        Command::new("sh").args(["-c", &script, env!("CARGO_BIN_EXE_qcowkit")]).arg(&path).output().unwrap()
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    // Where it may not go on, it says which limit that is, and what to do.
+    let planned = command("--dry-run");
+    assert!(text(&planned.stdout).contains("MAX_REPAIR_COPY_BYTES"), "{}", text(&planned.stdout));
+    let undo = folder.path("undo");
+    let once = command(&format!("--undo '{}'", undo.display()));
+    assert_eq!(once.status.code(), Some(2), "{}", text(&once.stderr));
+    assert!(text(&once.stderr).contains("MAX_REPAIR_COPY_BYTES"), "{}", text(&once.stderr));
+    let back = qcowkit(&["check", "--apply-undo", undo.to_str().unwrap(), path.to_str().unwrap()]);
+    assert!(back.status.success() && std::fs::metadata(&path).unwrap().len() == length, "{back:?}");
+
+    let done = command("");
+    assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
+    assert!(text(&done.stdout).contains("No errors were found on the image."), "{}", text(&done.stdout));
+    let grown = std::fs::metadata(&path).unwrap().len() - length;
+    assert!(grown >= (USES as u64 - 1) * LARGE, "{grown}");
+    let mut image =
+        Image::open(FileStorage::open(&path, FileAccess::Read).unwrap(), OpenOptions::default().read_only()).unwrap();
+    let mut bytes = vec![0; LARGE as usize];
+    image.read_at((USES as u64 - 1) * LARGE, &mut bytes).unwrap();
+    assert!(bytes == noise);
 }
 
 /// Where a name is: in the directory that was written last.

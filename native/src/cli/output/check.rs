@@ -215,7 +215,11 @@ pub(crate) fn prospect(planned: &RepairPlan, out: &mut dyn Write) -> io::Result<
         writeln!(out, "No errors would be left.")
     } else {
         let (errors, leaks) = (after.corruptions + after.check_errors, after.leaks);
-        writeln!(out, "{errors} errors and {leaks} leaked clusters would be left.")
+        writeln!(out, "{errors} errors and {leaks} leaked clusters would be left.")?;
+        match planned.limit() {
+            Some(limit) => writeln!(out, "This plan ends at a limit: {limit}. The repair goes on with what is left."),
+            None => Ok(()),
+        }
     }
 }
 
