@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 
 use qcowkit_core::Error;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -161,9 +161,19 @@ fn wait(mount: &Mount, happened: &mpsc::Receiver<Event>, file: &str) -> Result<E
 /// The kernel's users only hear a number of what goes wrong.
 fn tell_failures(name: &str) -> impl Fn(&Error) + Send + Sync + 'static {
     let (name, told) = (name.to_owned(), AtomicU32::new(0));
-    move |error| match told.fetch_add(1, Ordering::Relaxed) {
-        n if n < TOLD_FAILURES => tell(&format!("{name}: {error}"), true),
-        TOLD_FAILURES => tell(&format!("{name}: further errors are not told"), true),
-        _ => {}
+    let last = Mutex::new(String::new());
+    move |error| {
+        let text = format!("{name}: {error}");
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        // Once is enough where one request after the other ends like this.
+        if *last == text {
+            return;
+        }
+        match told.fetch_add(1, Ordering::Relaxed) {
+            n if n < TOLD_FAILURES => tell(&text, true),
+            TOLD_FAILURES => tell(&format!("{name}: further errors are not told"), true),
+            _ => {}
+        }
+        *last = text;
     }
 }

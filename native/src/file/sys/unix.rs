@@ -191,3 +191,19 @@ pub(in crate::file) fn next_data(_file: &File, _offset: u64) -> io::Result<Found
 pub(in crate::file) fn next_hole(_file: &File, _offset: u64) -> io::Result<Found> {
     Ok(Found::CannotTell)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::file::{FileAccess, FileStorage};
+
+    /// What has become a pipe after it was looked at is refused, and its other end is not waited for.
+    #[test]
+    fn pipes_are_refused_also_late() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        assert!(FileStorage::open(&fifo, FileAccess::Read).is_err());
+        let file = super::without_waiting(super::OpenOptions::new().read(true)).open(&fifo).unwrap();
+        assert!(FileStorage::from_file(file, &fifo, false).is_err());
+    }
+}
