@@ -135,9 +135,9 @@ fn a_file_that_is_cut_to_nothing_stays_empty() {
     let original = folder.path("original");
     build(&original, 4096, false);
     let path = folder.path("cut");
-    for seen in 0..SEEN.len() {
+    for (seen, known) in SEEN.into_iter().enumerate() {
         for cut in [0, 60, 4096] {
-            let what = format!("{cut} bytes are left, {}", SEEN[seen]);
+            let what = format!("{cut} bytes are left, {known}");
             fs::copy(&original, &path).unwrap();
             let mut image = open(&path, FileAccess::Write).unwrap();
             match seen {
