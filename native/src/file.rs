@@ -63,6 +63,10 @@ pub struct FileIdentity {
 ///
 /// A file system may count space that is reserved but was never written as a hole.
 ///
+/// Past the end of the file are zeros, but only where nothing was before: what another program has cut off is an error, and
+/// a file of which that was found is not written any more. It is found by reads there, and by asking for the length, as
+/// barriers do.
+///
 /// ```
 /// use qcowkit::file::{FileAccess, FileStorage};
 /// use qcowkit_core::storage::{ReadStorage, Storage};
@@ -104,6 +108,10 @@ struct State {
     exclusive: AtomicBool,
     /// Barriers wait for the disk.
     barriers: AtomicBool,
+    /// The length that the file had, or was made to have, at least.
+    length: AtomicU64,
+    /// Somebody else has made it shorter.
+    cut: AtomicBool,
     /// The number of changes made, by which an old extent is known.
     changes: AtomicU64,
     last_extent: Mutex<Option<CachedExtent>>,
@@ -126,14 +134,28 @@ impl FileStorage {
     pub fn open(path: impl AsRef<Path>, access: FileAccess) -> Result<Self, StorageError> {
         let path = path.as_ref();
         let fail = |error: io::Error| storage_error(&error, "open", None);
-        // Asked before opening, since opening a pipe waits for its other end.
+        // Asked before opening, which can have effects on what is no file: a tape is wound, a pipe's other end wakes up.
+        let mut device = false;
         match std::fs::metadata(path) {
-            Ok(metadata) => refuse_other_kinds(&metadata)?,
+            Ok(metadata) => {
+                refuse_other_kinds(&metadata)?;
+                device = sys::is_block_device(&metadata);
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(fail(error)),
         }
-        let file = access.options().open(path).map_err(fail)?;
-        Self::from_file(file, path, access != FileAccess::Read)
+        let mut options = access.options();
+        let mut opened = if device {
+            options.open(path)
+        } else {
+            // Should the name stand for a pipe by now, this does not wait for its other end.
+            sys::without_waiting(&mut options).open(path)
+        };
+        if matches!(&opened, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+            // Somebody has a lease on the file, and gives it up for whoever waits.
+            opened = access.options().open(path);
+        }
+        Self::from_file(opened.map_err(fail)?, path, access != FileAccess::Read)
     }
 
     /// Takes a file that is open already, for reading and, when `writable`, for writing. The path is for messages.
@@ -163,6 +185,8 @@ impl FileStorage {
             state: Arc::new(State {
                 exclusive: AtomicBool::new(false),
                 barriers: AtomicBool::new(true),
+                length: AtomicU64::new(metadata.len()),
+                cut: AtomicBool::new(false),
                 changes: AtomicU64::new(0),
                 last_extent: Mutex::new(None),
                 held_locks: Mutex::default(),
@@ -188,6 +212,24 @@ impl FileStorage {
     /// When the system refuses.
     pub fn identity(&self) -> Result<Option<FileIdentity>, StorageError> {
         Ok(sys::identity(&self.metadata()?))
+    }
+
+    /// Where the open file is, with links resolved: that very file, whatever its name has come to stand for since. On other
+    /// systems than Linux, where the name leads now, if that is this file.
+    ///
+    /// # Errors
+    /// When the system refuses, or the name leads to another file by now.
+    pub fn real_path(&self) -> Result<PathBuf, StorageError> {
+        let fail = |error: io::Error| storage_error(&error, "open", None);
+        if let Some(path) = sys::path_of(&self.file) {
+            return Ok(path);
+        }
+        let path = self.path.canonicalize().map_err(fail)?;
+        // Without a last look at links: there is none in a name that was resolved.
+        if sys::identity(&path.symlink_metadata().map_err(fail)?) == self.identity()? {
+            return Ok(path);
+        }
+        Err(StorageError::new(StorageErrorKind::Other("the name leads to another file by now".to_owned()), "open"))
     }
 
     /// The bytes that the file system has allocated for the file, what `du` says; a block device has its length.
@@ -235,6 +277,10 @@ impl FileStorage {
         ordeal::call(|| drop(sys::copy_range(source.file(), from, self.file(), to, length / 2)));
         let copied = sys::copy_range(source.file(), from, self.file(), to, length);
         self.changed(StorageOperation::Write, to, copied.as_ref().map(drop).map_err(|error| error.kind().into()))?;
+        // As far as it came: the rest will be written.
+        if matches!(copied, Ok(true)) {
+            self.reaches(to.saturating_add(length));
+        }
         copied.map_err(|error| storage_error(&error, StorageOperation::Write.verb(), Some(to)))
     }
 
@@ -259,11 +305,41 @@ impl FileStorage {
         self.file.metadata().map_err(|error| storage_error(&error, StorageOperation::Len.verb(), None))
     }
 
+    /// The file is at least this long now.
+    fn reaches(&self, end: u64) {
+        if self.state.length.load(Ordering::Relaxed) < end {
+            self.state.length.fetch_max(end, Ordering::Relaxed);
+        }
+    }
+
+    /// The length of a file, unless somebody else has made it shorter.
+    fn checked_length(&self, operation: StorageOperation) -> Result<u64, StorageError> {
+        // Twice: another thread may make it shorter and longer again in between.
+        for _ in 0..2 {
+            let known = self.state.length.load(Ordering::Acquire);
+            let length = self.file.metadata().map_err(|error| storage_error(&error, operation.verb(), None))?.len();
+            if length >= known.min(self.state.length.load(Ordering::Acquire)) {
+                return Ok(length);
+            }
+        }
+        self.state.cut.store(true, Ordering::Release);
+        Err(self.cut_short(operation))
+    }
+
+    fn cut_short(&self, operation: StorageOperation) -> StorageError {
+        let was = self.state.length.load(Ordering::Acquire);
+        let what = format!("another program has made the file shorter than the {was} bytes that it had");
+        StorageError::new(StorageErrorKind::Other(what), operation.verb())
+    }
+
     /// Refuses what cannot be, and gives the end of the range.
     fn admit(&self, operation: StorageOperation, offset: u64, length: u64) -> Result<u64, StorageError> {
         let refuse = |kind| Err(StorageError::new(kind, operation.verb()).at(offset));
         if self.read_only {
             return refuse(StorageErrorKind::ReadOnly);
+        }
+        if self.state.cut.load(Ordering::Acquire) {
+            return Err(self.cut_short(operation).at(offset));
         }
         let limit = self.device_length.unwrap_or(MAX_OFFSET);
         let Some(end) = offset.checked_add(length).filter(|end| *end <= limit) else {
@@ -361,7 +437,7 @@ impl ReadStorage for FileStorage {
     fn len(&self) -> Result<u64, StorageError> {
         match self.device_length {
             Some(length) => Ok(length),
-            None => Ok(self.metadata()?.len()),
+            None => self.checked_length(StorageOperation::Len),
         }
     }
 
@@ -377,6 +453,10 @@ impl ReadStorage for FileStorage {
             }
             match sys::read_at(&self.file, &mut rest[..room], at) {
                 Ok(0) => {
+                    // Past the end, unless the file went on here.
+                    if self.device_length.is_none() && at < self.state.length.load(Ordering::Acquire) {
+                        self.checked_length(StorageOperation::Read).map_err(|error| error.at(at))?;
+                    }
                     rest.fill(0);
                     break;
                 }
@@ -401,6 +481,9 @@ impl ReadStorage for FileStorage {
             .seek_extent(offset)
             .map_err(|error| storage_error(&error, StorageOperation::NextExtent.verb(), Some(offset)))?;
         if offset >= end {
+            if self.device_length.is_none() && offset < self.state.length.load(Ordering::Acquire) {
+                self.checked_length(StorageOperation::NextExtent).map_err(|error| error.at(offset))?;
+            }
             return Ok(StorageExtent { kind: StorageExtentKind::Hole, length: 0 });
         }
         *self.state.last_extent.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -414,7 +497,9 @@ impl Storage for FileStorage {
         self.admit(StorageOperation::Write, offset, from.len() as u64)?;
         #[cfg(debug_assertions)]
         ordeal::call(|| drop(sys::write_all_at(&self.file, &from[..ordeal::half(offset, from.len())], offset)));
-        self.changed(StorageOperation::Write, offset, sys::write_all_at(&self.file, from, offset))
+        self.changed(StorageOperation::Write, offset, sys::write_all_at(&self.file, from, offset))?;
+        self.reaches(offset.saturating_add(from.len() as u64));
+        Ok(())
     }
 
     fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<(), StorageError> {
@@ -422,7 +507,9 @@ impl Storage for FileStorage {
         if length == 0 {
             return Ok(());
         }
-        self.changed(StorageOperation::WriteZeroes, offset, self.zero(offset, end, mode))
+        self.changed(StorageOperation::WriteZeroes, offset, self.zero(offset, end, mode))?;
+        self.reaches(end);
+        Ok(())
     }
 
     fn discard(&self, offset: u64, length: u64) -> Result<(), StorageError> {
@@ -450,7 +537,13 @@ impl Storage for FileStorage {
             }
             // Cutting a file where it ends already is not nothing: see `clear`.
             None if self.len()? == length => Ok(()),
-            None => self.changed(StorageOperation::SetLen, length, self.file.set_len(length)),
+            None => {
+                // A thread that reads meanwhile finds the end that is going to be.
+                let before = self.state.length.fetch_min(length, Ordering::AcqRel);
+                let done = self.changed(StorageOperation::SetLen, length, self.file.set_len(length));
+                self.reaches(if done.is_ok() { length } else { before });
+                done
+            }
         }
     }
 
@@ -459,13 +552,16 @@ impl Storage for FileStorage {
         if length == 0 || self.device_length.is_some() {
             return Ok(());
         }
-        self.changed(StorageOperation::Allocate, offset, sys::allocate(&self.file, offset, length))
+        self.changed(StorageOperation::Allocate, offset, sys::allocate(&self.file, offset, length))?;
+        self.reaches(offset.saturating_add(length));
+        Ok(())
     }
 
     fn barrier(&self) -> Result<(), StorageError> {
         if self.read_only || !self.state.barriers.load(Ordering::Acquire) {
             return Ok(());
         }
+        self.len()?;
         self.file.sync_data().map_err(|error| storage_error(&error, StorageOperation::Barrier.verb(), None))
     }
 }

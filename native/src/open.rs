@@ -288,12 +288,44 @@ impl Gate {
                 let real = path
                     .canonicalize()
                     .map_err(|error| Error::from(crate::error::storage_error(&error, "open", None)))?;
-                if self.folders.iter().any(|folder| real.starts_with(folder)) {
-                    return Ok(());
-                }
-                denied(format!("the image names the {what} '{}', which is not below its own directory", path.display()))
+                self.admit_place(&real, path, what)
             }
         }
+    }
+
+    /// Opens `path` if that is allowed. It is decided twice: by the name, so that nothing else is touched, and by where the
+    /// file is that was opened, since the name may have come to stand for another one in between.
+    ///
+    /// # Errors
+    /// As [`Gate::admit`] and [`FileStorage::open`].
+    pub fn open(&self, path: &Path, access: FileAccess, what: &str) -> Result<FileStorage, Error> {
+        self.open_after(path, access, what, || ())
+    }
+
+    /// As [`Gate::open`]; `between` runs after the first decision.
+    fn open_after(
+        &self,
+        path: &Path,
+        access: FileAccess,
+        what: &str,
+        between: impl FnOnce(),
+    ) -> Result<FileStorage, Error> {
+        self.admit(path, what)?;
+        between();
+        let storage = FileStorage::open(path, access)?;
+        if self.policy == BackingPolicy::SameDirectory {
+            self.admit_place(&storage.real_path()?, path, what)?;
+        }
+        Ok(storage)
+    }
+
+    /// Whether a file at this place, which has no links in it, may be opened.
+    fn admit_place(&self, real: &Path, path: &Path, what: &str) -> Result<(), Error> {
+        if self.folders.iter().any(|folder| real.starts_with(folder)) {
+            return Ok(());
+        }
+        let why = format!("the image names the {what} '{}', which is not below its own directory", path.display());
+        Err(Error::new(ErrorKind::Denied(why)))
     }
 }
 
@@ -358,11 +390,8 @@ impl FileOpener {
 
     fn try_open(&mut self, reference: &Reference<'_>, path: &Path, what: &str) -> Result<Found<FileStorage>, Error> {
         let given = reference.role == Role::DataFile && reference.depth == 0 && self.data_file.is_some();
-        if !given {
-            self.gate.admit(path, what)?;
-        }
         let access = if reference.writable { FileAccess::Write } else { FileAccess::Read };
-        let storage = FileStorage::open(path, access)?;
+        let storage = if given { FileStorage::open(path, access)? } else { self.gate.open(path, access, what)? };
         if !self.remember(&storage)? {
             return Err(Error::corrupt(Structure::BackingFile, "the chain leads back to a file it already has"));
         }
@@ -417,5 +446,49 @@ pub fn system_words(error: &Error) -> Option<String> {
             _ => "Operation not supported".into(),
         }),
         _ => None,
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A name that was fit to be opened, and stands for something else when it is.
+    #[test]
+    fn what_a_name_stands_for_is_decided_on_the_open_file() {
+        let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(elsewhere.path().join("secret"), "secret").unwrap();
+        fs::write(folder.path().join("inside"), "inside").unwrap();
+        let fifo = elsewhere.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let link = folder.path().join("link");
+        let lead_to = |target: &Path| {
+            let _ = fs::remove_file(&link);
+            symlink(target, &link).unwrap();
+        };
+        let gate = Gate::new(BackingPolicy::SameDirectory, &folder.path().join("image"));
+        for (swapped, denied) in [("secret", true), ("fifo", false)] {
+            lead_to(Path::new("inside"));
+            let between = || lead_to(&elsewhere.path().join(swapped));
+            let error = gate.open_after(&link, FileAccess::Read, "backing file", between).unwrap_err();
+            assert_eq!(matches!(error.kind(), ErrorKind::Denied(_)), denied, "{swapped}: {error}");
+        }
+        // Also where a folder on the way is what changes.
+        fs::create_dir(folder.path().join("sub")).unwrap();
+        fs::write(folder.path().join("sub/secret"), "inside").unwrap();
+        lead_to(Path::new("sub"));
+        let named = link.join("secret");
+        let error = gate.open_after(&named, FileAccess::Read, "data file", || lead_to(elsewhere.path())).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Denied(_)), "{error}");
+
+        // Links that stay inside go on being followed, and so does what was opened when its name is gone.
+        lead_to(Path::new("inside"));
+        let storage = gate.open(&link, FileAccess::Read, "backing file").unwrap();
+        assert_eq!(storage.real_path().unwrap(), folder.path().canonicalize().unwrap().join("inside"));
+        let between = || lead_to(Path::new("sub/secret"));
+        gate.open_after(&link, FileAccess::Read, "backing file", between).unwrap();
     }
 }

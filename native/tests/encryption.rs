@@ -297,23 +297,64 @@ fn the_stand_in_takes_qemus_words() {
         vec!["map", "--output=json", "--object", SECRET, "--image-opts", &node],
     ];
     let before = std::fs::read(&path).unwrap();
-    let mut told = Vec::new();
-    for qemu in [true, false] {
+    let told = [true, false].map(|qemu| {
         std::fs::write(&path, &before).unwrap();
-        let say = |line: &Vec<&str>| {
-            let done = match qemu {
-                true => {
-                    let done = Command::new("qemu-img").args(line).current_dir(folder.path(".")).output().unwrap();
-                    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-                    Ended { code: done.status.code().unwrap_or(-1), out: text(&done.stdout), err: text(&done.stderr) }
-                }
-                false => program("qemu-img", &folder, line),
-            };
-            (line.join(" "), done.code, done.out, done.err)
-        };
-        told.push(lines.iter().map(say).collect::<Vec<_>>());
-    }
+        lines.iter().map(|line| say(&folder, line, qemu)).collect::<Vec<_>>()
+    });
     for (ours, qemu) in told[1].iter().zip(&told[0]) {
         assert_eq!(ours, qemu);
     }
+}
+
+/// A line, and what QEMU's program or the stand-in says to it.
+fn say(folder: &Folder, line: &[&str], qemu: bool) -> (String, i32, String, String) {
+    let done = match qemu {
+        true => {
+            let done = Command::new("qemu-img").args(line).current_dir(folder.path(".")).output().unwrap();
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            Ended { code: done.status.code().unwrap_or(-1), out: text(&done.stdout), err: text(&done.stderr) }
+        }
+        false => program("qemu-img", folder, line),
+    };
+    (line.join(" "), done.code, done.out, done.err)
+}
+
+/// Options that an image cannot have are refused, as QEMU does; a key that nothing needs is not one of them.
+#[test]
+fn options_that_an_image_cannot_have_are_refused() {
+    if !qemu_is_here() {
+        return;
+    }
+    let folder = Folder::new();
+    for line in [
+        &["create", "-q", "-f", "qcow2", "p.qcow2", "1M"][..],
+        &["create", "-q", "-f", "raw", "p.raw", "1M"],
+        &["create", "-q", "-f", "qcow2", "-b", "p.raw", "-F", "raw", "over.qcow2"],
+    ] {
+        assert_eq!(say(&folder, line, true).1, 0, "{line:?}");
+    }
+    std::fs::write(folder.path("key"), "open sesame").unwrap();
+    for (options, code) in [
+        ("driver=qcow2,file.filename=p.qcow2,encrypt.key-secret=s", 0),
+        ("driver=qcow2,file.filename=p.qcow2,encrypt.format=luks,encrypt.key-secret=s", 1),
+        ("driver=qcow2,file.filename=p.qcow2,backing.encrypt.key-secret=s", 1),
+        ("driver=qcow2,file.filename=p.qcow2,data-file.driver=file,data-file.filename=p.raw", 1),
+        ("driver=qcow2,file.filename=over.qcow2,backing.encrypt.key-secret=s", 1),
+        ("driver=raw,file.filename=p.raw,encrypt.key-secret=s", 1),
+        ("driver=raw,file.filename=p.raw,discard-no-unref=on", 1),
+        ("file.filename=p.raw,l2-cache-size=1M", 1),
+        ("driver=raw,file.filename=p.raw,overlap-check.main-header=on", 1),
+        ("driver=raw,file.filename=p.raw,discard=unmap,detect-zeroes=on,read-only=on", 0),
+    ] {
+        let line = ["map", "--output=json", "--object", "secret,id=s,file=key", "--image-opts", options];
+        let ours = say(&folder, &line, false);
+        assert_eq!(ours, say(&folder, &line, true));
+        assert_eq!(ours.1, code, "{options}");
+        let own = program("qcowkit", &folder, &line);
+        assert_eq!((own.code, own.err.is_empty()), (code, code == 0), "{options}: {}", own.err);
+    }
+    // A mount and the language of qemu-io take the same lists.
+    let refused =
+        program("qcowkit", &folder, &["io", "-f", "raw", "-o", "discard-no-unref=on", "-c", "length", "p.raw"]);
+    assert!(refused.code == 1 && refused.err.contains("'discard-no-unref'"), "{}", refused.err);
 }

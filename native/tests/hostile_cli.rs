@@ -11,7 +11,7 @@ use common::Folder;
 use qcowkit::file::{FileAccess, FileStorage};
 use qcowkit_core::format::{Extension, HeaderArea};
 use qcowkit_core::image::{CreateOptions, Image, NewSnapshot, OpenOptions};
-use qcowkit_core::storage::Storage;
+use qcowkit_core::storage::{ReadStorage, Storage};
 
 fn qcowkit(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_qcowkit")).args(args).output().unwrap()
@@ -106,6 +106,124 @@ fn names_do_not_forge_lines() {
     let json = qcowkit(&["info", "--output=json", file]).stdout;
     let info: serde_json::Value = serde_json::from_slice(&json).unwrap();
     assert_eq!(info["backing-filename"], "base\nFORGED");
+}
+
+/// Nor on standard error, when such a name is a part of what went wrong.
+#[test]
+fn names_do_not_forge_messages() {
+    let folder = Folder::new();
+    let path = folder.path("odd.qcow2");
+    let mut image = create(&path, 1 << 20, 65_536);
+    image.add_bitmap("b\nFORGED", None).unwrap();
+    image.close().unwrap();
+    let other = folder.path("other.qcow2");
+    create(&other, 1 << 20, 65_536).close().unwrap();
+    let (file, other, to) = (path.to_str().unwrap(), other.to_str().unwrap(), folder.path("to"));
+    let to = to.to_str().unwrap();
+    let forged = |args: &[&str], code: i32| {
+        let output = qcowkit(args);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
+        assert!(text.contains("\\x0aFORGED"), "{args:?}: {text}");
+        assert!(!text.lines().any(|line| line.starts_with("FORGED")), "{args:?}: {text}");
+    };
+    let entry = bytes_at(&path, b"b\nFORGED") - 24;
+    change_bytes(&path, entry + 15, |flags| flags | 1);
+    forged(&["convert", "--bitmaps", "-O", "qcow2", file, to], 1);
+    forged(&["convert", "--bitmaps", "--skip-broken-bitmaps", "-O", "qcow2", file, to], 0);
+    change_bytes(&path, entry + 15, |flags| flags & !1);
+
+    change_header(&path, |area| {
+        area.backing_file = Some("gone\nFORGED".into());
+        area.extensions.push(Extension::BackingFormat("raw".into()));
+    });
+    for args in [
+        &["convert", "-O", "raw", file, to][..],
+        &["map", file],
+        &["resize", file, "2M"],
+        &["commit", file],
+        &["rebase", "-b", other, "-F", "qcow2", file],
+        &["io", "-c", "length", file],
+        &["measure", "-O", "qcow2", file],
+        &["dd", &format!("if={file}"), &format!("of={to}")],
+        &["amend", "-o", "lazy_refcounts=on", file],
+        &["map", "--backing-files=deny", file],
+    ] {
+        forged(args, 1);
+    }
+    forged(&["compare", file, other], 2);
+    forged(&["io", "-c", &format!("open {file}")], 1);
+    let bitmap = bytes_at(&path, b"b\nFORGED") - 24;
+    change_bytes(&path, bitmap, |_| 0xff);
+    forged(&["check", "-r", "all", file], 0);
+    // Line ends of ours are still there.
+    let output = qcowkit(&["resize", "--shrink", other, "none"]);
+    assert!(String::from_utf8_lossy(&output.stderr).lines().count() > 1, "{output:?}");
+}
+
+/// A repair that has to copy more than it may hold goes on by itself, in as much memory as its limit says: twice
+/// `MAX_REPAIR_COPY_BYTES`, and what the program takes anyhow.
+#[test]
+fn a_repair_goes_on_in_bounded_memory() {
+    const LARGE: u64 = 2 << 20;
+    // 600 MiB of copies.
+    const USES: usize = 300;
+    let folder = Folder::new();
+    let path = folder.path("many.qcow2");
+    let options = CreateOptions { cluster_size: LARGE, refcount_bits: 1, ..CreateOptions::default() };
+    let storage = FileStorage::open(&path, FileAccess::CreateNew).unwrap();
+    let mut image = Image::create(storage, 1 << 30, &options).unwrap();
+    let noise: Vec<u8> = (0..LARGE / 8).flat_map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()).collect();
+    image.write_at(0, &noise).unwrap();
+    let storage = image.close().unwrap();
+    let number = |at| {
+        let mut bytes = [0; 8];
+        storage.read_at(at, &mut bytes).unwrap();
+        u64::from_be_bytes(bytes)
+    };
+    let l2 = number(number(40)) & 0x00ff_ffff_ffff_fe00;
+    storage.write_at(l2, &number(l2).to_be_bytes().repeat(USES)).unwrap();
+    drop(storage);
+
+    let length = std::fs::metadata(&path).unwrap().len();
+    let command = |arguments: &str| {
+        let script = format!("ulimit -v 750000; exec \"$0\" check -r all {arguments} \"$1\"");
+        Command::new("sh").args(["-c", &script, env!("CARGO_BIN_EXE_qcowkit")]).arg(&path).output().unwrap()
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    // Where it may not go on, it says which limit that is, and what to do.
+    let planned = command("--dry-run");
+    assert!(text(&planned.stdout).contains("MAX_REPAIR_COPY_BYTES"), "{}", text(&planned.stdout));
+    let undo = folder.path("undo");
+    let once = command(&format!("--undo '{}'", undo.display()));
+    assert_eq!(once.status.code(), Some(2), "{}", text(&once.stderr));
+    assert!(text(&once.stderr).contains("MAX_REPAIR_COPY_BYTES"), "{}", text(&once.stderr));
+    let back = qcowkit(&["check", "--apply-undo", undo.to_str().unwrap(), path.to_str().unwrap()]);
+    assert!(back.status.success() && std::fs::metadata(&path).unwrap().len() == length, "{back:?}");
+
+    let done = command("");
+    assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
+    assert!(text(&done.stdout).contains("No errors were found on the image."), "{}", text(&done.stdout));
+    let grown = std::fs::metadata(&path).unwrap().len() - length;
+    assert!(grown >= (USES as u64 - 1) * LARGE, "{grown}");
+    let mut image =
+        Image::open(FileStorage::open(&path, FileAccess::Read).unwrap(), OpenOptions::default().read_only()).unwrap();
+    let mut bytes = vec![0; LARGE as usize];
+    image.read_at((USES as u64 - 1) * LARGE, &mut bytes).unwrap();
+    assert!(bytes == noise);
+}
+
+/// Where a name is: in the directory that was written last.
+fn bytes_at(path: &Path, name: &[u8]) -> usize {
+    let bytes = std::fs::read(path).unwrap();
+    let mut found = (0..bytes.len()).filter(|&at| bytes[at..].starts_with(name));
+    found.next_back().unwrap()
+}
+
+fn change_bytes(path: &Path, at: usize, change: impl Fn(u8) -> u8) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] = change(bytes[at]);
+    std::fs::write(path, bytes).unwrap();
 }
 
 #[test]

@@ -248,6 +248,67 @@ fn a_signal_waits_for_a_loop_device() {
     }
 }
 
+/// A second signal cuts the users off in the middle of their writes: the program ends, and the image is as after a close.
+#[test]
+fn a_second_signal_ends_it_while_it_is_written() {
+    let folder = Folder::new();
+    let path = if qemu_is_here() { image(&folder, &[]) } else { return };
+    for signal in ["TERM", "INT"] {
+        let text = r#"
+            start --rw image.qcow2 disk
+            attach --direct-io=on disk
+            # Round and round, until it is cut off.
+            (while dd if=/dev/urandom of="$loop" bs=256k count=800 oflag=direct; do :; done) > /dev/null 2>&1 & writer=$!
+            until [ "$(stat -c %b image.qcow2)" -gt 8000 ]; do sleep 0.02; done
+            kill -$SIGNAL "$pid"
+            until grep -q 'still in use' complained; do sleep 0.02; done
+            kill -0 "$writer"
+            kill -$SIGNAL "$pid"
+            code=0; wait "$pid" || code=$?; pid=
+            test "$code" = 1
+            grep -q 'ended while it was in use' complained
+            wait "$writer" || true
+            release
+            test ! -s disk
+        "#;
+        if script(&folder, text, &[("SIGNAL", signal)]).is_none() {
+            return;
+        }
+        check_clean(&path, signal);
+    }
+}
+
+/// Another program cuts the image file to nothing, which no lock prevents: users hear of errors, not of zeros, and the file
+/// stays as it was left.
+#[test]
+fn the_image_file_is_cut_to_nothing() {
+    let folder = Folder::new();
+    if !qemu_is_here() {
+        return;
+    }
+    image(&folder, &[]);
+    let text = r#"
+        qemu-io -f qcow2 -c 'write -P 5 0 8M' image.qcow2 > /dev/null
+        start --rw image.qcow2 disk
+        cmp -n 1048576 disk image.qcow2 > /dev/null || true
+        : > image.qcow2
+        ! dd if=disk of=/dev/null bs=4k count=1 2> words; grep -q 'Input/output error' words
+        for n in 1 2 3 4 5 6 7 8; do
+            ! dd if=/dev/urandom of=disk bs=4k seek=20 count=1 conv=notrunc 2> words; grep -q 'Input/output error' words
+            ! dd if=/dev/urandom of=disk bs=4k seek=50000 count=1 conv=notrunc 2> words
+        done
+        ! fallocate -p -o 0 -l 1M disk 2> words
+        test ! -s image.qcow2
+        kill -TERM "$pid"; code=0; wait "$pid" || code=$?; pid=
+        test "$code" = 1
+        test ! -s image.qcow2
+        grep -q 'another program has made the file shorter' complained
+        # The same is not told over and over.
+        test "$(uniq complained | wc -l)" = "$(wc -l < complained)"
+    "#;
+    script(&folder, text, &[]);
+}
+
 /// Killed without warning: what was synced is there, and the image has leaks at most.
 #[test]
 fn killed_while_it_is_written() {

@@ -39,12 +39,14 @@ pub const MAX_BITMAP_NAME: usize = 1023;
 pub const MIN_BITMAP_GRANULARITY_BITS: u8 = 9;
 /// One bit of a bitmap speaks for at most 2 GiB (QEMU's limit).
 pub const MAX_BITMAP_GRANULARITY_BITS: u8 = 31;
-/// Bytes of metadata that one round of a repair may change, with what the list of changes takes; a repair that needs more
-/// at once is refused. No other round is begun beyond. They are held in memory, more than once, until they are written.
+/// Bytes that a plan of a repair may change in all its rounds, with the copies that it makes and with what the list of
+/// changes takes. A repair that needs more in its first round is refused; what later rounds would need is left to another
+/// repair. They are held in memory until they are written: in the list, and once more in an overlay, there in pages of
+/// 4 KiB with what lies beside them.
 pub const MAX_REPAIR_BYTES: u64 = 1 << 30;
-/// Bytes of clusters that one round of a repair may give to copies of what has two uses, and by which the file may grow
-/// before no other round is begun. What is left is told; another repair goes on with it.
-pub const MAX_REPAIR_COPY_BYTES: u64 = 1 << 30;
+/// Bytes of clusters that a plan of a repair may give to copies of what has two uses, in all its rounds. They are held twice
+/// (see [`MAX_REPAIR_BYTES`]). What is left is told; another repair goes on with it.
+pub const MAX_REPAIR_COPY_BYTES: u64 = 256 << 20;
 /// Layers in one backing chain, a defence against endless chains.
 pub const MAX_CHAIN_DEPTH: u32 = 200;
 /// Bytes of the longest backing file name (section "Header").

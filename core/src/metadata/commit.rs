@@ -218,6 +218,9 @@ impl Metadata {
     /// Writes what is dirty, in order, and empties the quarantine as far as [`Epochs`] allow it.
     pub(crate) fn commit(&mut self, storage: &impl Storage) -> Result<()> {
         self.refuse_poisoned()?;
+        // A file that somebody else has cut short tells so here, also where nothing waits to be written: nothing is written
+        // into what is left of it.
+        storage.len()?;
         if self.is_settled() {
             return Ok(());
         }

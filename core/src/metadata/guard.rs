@@ -202,8 +202,10 @@ impl Metadata {
         let found = active.or_else(|| self.rare_within(first.get(), count, touch));
         let Some((cluster, structure)) = found else { return Ok(()) };
         let error = self.overlap_error(cluster, structure, touch);
+        // Where the header is gone there is nothing to mark: a file that somebody else cut would only become another one.
+        let header_is_there = storage.len().is_ok_and(|length| length >= INCOMPATIBLE.saturating_add(8));
         let header = &mut self.header.header;
-        if header.version >= 3 {
+        if header.version >= 3 && header_is_there {
             header.incompatible = header.incompatible.with(IncompatibleFeatures::CORRUPT);
             let bits = header.incompatible.bits().to_be_bytes();
             storage.write_at(INCOMPATIBLE, &bits)?;

@@ -12,8 +12,10 @@ use qcowkit_core::{Error, ErrorKind, Structure};
 pub(crate) struct Failure {
     /// The exit code; 1 unless the verb has another for it.
     pub(crate) code: u8,
-    /// What happened. Empty when everything has been said already.
+    /// What happened. Empty when everything has been said already. One line of the output, whatever names it holds.
     pub(crate) message: String,
+    /// Further lines of the message.
+    pub(crate) lines: Vec<String>,
     /// The arguments were wrong: `qemu-img` adds a line about `--help`.
     pub(crate) usage: bool,
     /// The reader of our output went away.
@@ -26,7 +28,21 @@ pub(crate) type Outcome = Result<u8, Failure>;
 impl Failure {
     /// A failure with exit code 1.
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { code: 1, message: message.into(), usage: false, broken_pipe: false }
+        Self { code: 1, message: message.into(), lines: Vec::new(), usage: false, broken_pipe: false }
+    }
+
+    /// The same with one line more.
+    #[must_use]
+    pub(crate) fn and(mut self, line: impl Into<String>) -> Self {
+        self.lines.push(line.into());
+        self
+    }
+
+    /// A failure with exit code 1 whose message has line ends of ours: nothing that an image says may be in it.
+    pub(crate) fn in_lines(message: &str) -> Self {
+        let mut lines = message.split('\n').map(str::to_owned);
+        let first = lines.next().unwrap_or_default();
+        Self { lines: lines.collect(), ..Self::new(first) }
     }
 
     /// Wrong arguments.

@@ -71,14 +71,14 @@ fn verb_word(words: &[OsString]) -> &str {
     words.iter().skip(1).filter_map(|word| word.to_str()).find(|word| !word.starts_with('-')).unwrap_or_default()
 }
 
-#[expect(clippy::print_stderr, reason = "the one place where failures are told")]
+#[expect(clippy::print_stderr, reason = "what was typed, not what an image says")]
 fn complain(failure: &Failure, personality: Personality, verb: &str) {
     if failure.message.is_empty() {
         return;
     }
     let name = personality.name();
-    let message = if personality.is_own() { terminal::plain(&failure.message) } else { failure.message.clone() };
-    eprintln!("{name}: {message}");
+    terminal::tell(&format!("{name}: {}", failure.message), personality.is_own());
+    failure.lines.iter().for_each(|line| terminal::tell(line, personality.is_own()));
     if failure.usage {
         match personality {
             Personality::QemuIo => eprintln!("Try '{name} --help' for more info"),

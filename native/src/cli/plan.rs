@@ -10,6 +10,7 @@ use super::options::OptionList;
 use super::personality::Personality;
 use super::runtime;
 use super::secrets::Secrets;
+use super::terminal::tell;
 use crate::disk::{Disk, LayerView};
 use crate::file::FileStorage;
 use crate::open::{self, BackingPolicy, OpenRequest, format_by_name};
@@ -41,14 +42,24 @@ pub(crate) struct Source {
     needs_data: bool,
     /// What layers are said to be encrypted with.
     methods: Vec<(u32, EncryptionMethod)>,
+    /// Options that raw files do not have: how deep the layer lies, and the name.
+    for_qcow2: Vec<(u32, String)>,
     /// The list of options that stood in place of a name.
     options_given: Option<String>,
 }
 
 impl Source {
     fn new(path: PathBuf, request: OpenRequest) -> Self {
-        let (ring, keys, methods) = (Keyring::new(), KeyArgs::default(), Vec::new());
-        Self { path, request, ring, keys, needs_data: false, methods, options_given: None }
+        Self {
+            path,
+            request,
+            ring: Keyring::new(),
+            keys: KeyArgs::default(),
+            needs_data: false,
+            methods: Vec::new(),
+            for_qcow2: Vec::new(),
+            options_given: None,
+        }
     }
 
     fn with_keys(mut self, keys: &KeyArgs) -> Result<Self, Failure> {
@@ -76,6 +87,7 @@ impl Source {
                 _ => failure,
             }
         })?;
+        self.check_options(&disk, personality)?;
         self.check_methods(&disk, personality)?;
         if !self.request.alone && (self.needs_data || !personality.is_own()) {
             // qcowkit itself lets everything be done that needs no key.
@@ -126,6 +138,9 @@ impl Source {
         while let Some(below) = own.strip_prefix("backing.") {
             (own, depth) = (below, depth + 1);
         }
+        if !runtime::is_for_all_formats(own) {
+            self.for_qcow2.push((depth, own.to_owned()));
+        }
         match own {
             "encrypt.key-secret" => {
                 let secret = secrets.find(value).map_err(Failure::new)?.clone();
@@ -144,6 +159,38 @@ impl Source {
             }
             _ => runtime::set(&mut self.request.options, key, value).map_err(Failure::usage),
         }
+    }
+
+    /// Options that the image, or the layer that they are for, cannot have are errors, as in QEMU.
+    fn check_options(&self, disk: &Disk, personality: Personality) -> Result<(), Failure> {
+        let layers = disk.layers();
+        let refused = |depth: u32, what: String| {
+            let failed = layers.get(depth as usize).map_or(self.path.as_path(), |layer| layer.file().path()).into();
+            let error = qcowkit_core::Error::invalid(what);
+            let error = open::OpenError { image: self.path.clone(), failed, depth, error };
+            Err(self.named(Failure::open(&error, personality), personality))
+        };
+        for (depth, name) in &self.for_qcow2 {
+            let above = layers.get((*depth as usize).saturating_sub(1));
+            match (layers.get(*depth as usize), above) {
+                (Some(LayerView::Qcow2(_)), _) => {}
+                (Some(LayerView::Raw(..)), _) => {
+                    return refused(*depth, format!("Block format 'raw' does not support the option '{name}'"));
+                }
+                // Not opened, but there.
+                (None, Some(LayerView::Qcow2(image))) if image.header().backing_file.is_some() => {}
+                (None, _) if personality.is_own() => {
+                    let prefix = "backing.".repeat(*depth as usize);
+                    return refused(0, format!("there is no backing file for the option '{prefix}{name}'"));
+                }
+                (None, _) => return refused(*depth, "Must specify either driver or file".into()),
+            }
+        }
+        let has_data_file = disk.image().is_some_and(|image| image.geometry().data_file());
+        if self.options_given.is_some() && self.request.data_file.is_some() && !has_data_file {
+            return refused(0, "'data-file' can only be set for images with an external data file".into());
+        }
+        Ok(())
     }
 
     fn check_methods(&self, disk: &Disk, personality: Personality) -> Result<(), Failure> {
@@ -277,21 +324,20 @@ impl OpenArgs {
 }
 
 /// Says that a dirty image was repaired because it is going to be written.
-#[expect(clippy::print_stderr, reason = "the image was changed before anything was asked of it")]
 fn tell_repair(path: &Path, plan: &RepairPlan) {
-    eprintln!(
+    let text = format!(
         "qcowkit: {}: the image was not closed properly: repaired {} refcounts and entries that were too low or wrong, \
          and {} leaked clusters",
         path.display(),
         plan.corruptions_fixed(),
         plan.leaks_fixed()
     );
+    tell(&text, true);
 }
 
-#[expect(clippy::print_stderr, reason = "as QEMU does")]
 fn tell_repair_as_qemu(_: &Path, plan: &RepairPlan) {
     for finding in &plan.findings {
-        eprintln!("Repairing {finding}");
+        tell(&format!("Repairing {finding}"), false);
     }
 }
 

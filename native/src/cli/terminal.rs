@@ -25,12 +25,9 @@ pub(crate) fn plain_stderr() -> Plain<StderrLock<'static>> {
     Plain::new(io::stderr().lock(), true)
 }
 
-/// The same for a text as a whole.
-pub(crate) fn plain(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    // Writing into memory does not fail.
-    let _ = Plain::new(&mut bytes, true).write_all(text.as_bytes());
-    String::from_utf8_lossy(&bytes).into_owned()
+/// A line on standard error that may hold names from images: it stays one line. Errors of standard error are told to nobody.
+pub(crate) fn tell(line: &str, own: bool) {
+    let _ = writeln!(Plain::new(io::stderr().lock(), own), "{}", one_line(line, own));
 }
 
 /// A name from an image that has to stay on its line: with a line end in it, it could forge the next line of the output.
@@ -85,6 +82,12 @@ impl<W: Write> Write for Plain<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn plain(text: &str) -> String {
+        let mut bytes = Vec::new();
+        Plain::new(&mut bytes, true).write_all(text.as_bytes()).unwrap();
+        String::from_utf8(bytes).unwrap()
+    }
 
     #[test]
     fn a_name_stays_on_its_line() {

@@ -61,6 +61,12 @@ pub fn set(options: &mut OpenOptions, key: &str, value: &str) -> Result<(), Stri
     Ok(())
 }
 
+/// Whether images of each format have an option; the others are of qcow2 alone.
+#[must_use]
+pub fn is_for_all_formats(key: &str) -> bool {
+    matches!(key, "read-only" | "discard" | "detect-zeroes")
+}
+
 /// The options that QEMU does not have.
 fn set_own(options: &mut OpenOptions, key: &str, value: &str) -> Result<(), String> {
     let wrong = || Err(format!("Parameter '{key}' does not accept value '{value}'"));

@@ -13,7 +13,8 @@
 //! # Rounds
 //! Where structures lie on each other, what is done to the one is done to the other, and putting one right can show what
 //! is wrong with the other. The plan therefore goes on over what it has changed until there is nothing left to do
-//! ([`MAX_ROUNDS`] at most), and is carried out round by round: one call is enough.
+//! ([`MAX_ROUNDS`] at most), and is carried out round by round: one call is enough. Only what a plan may hold in memory
+//! ends it earlier ([`RepairPlan::limit`]); then it is carried out, and another goes on.
 //!
 //! # Refcounts
 //! Where their structures are sound, single refcounts are corrected in place. Else all are written anew into free
@@ -46,12 +47,12 @@ use crate::storage::{OverlayStorage, ReadStorage, Storage};
 
 pub use findings::{MAX_REPAIR_FINDINGS, RepairAction, RepairFinding};
 pub use orphans::{MAX_ORPHANS, OrphanedTable, find_orphans};
-pub use rounds::{MAX_ROUNDS, plan};
+pub use rounds::{MAX_ROUNDS, RepairLimit, plan};
 pub use summary::{CheckDetails, CheckSummary, RepairState};
 pub use undo::UndoLog;
 
 use settle::Change;
-use workbench::{Edit, Stage, Workbench};
+use workbench::{Budget, Edit, Stage, Workbench};
 
 /// Where the header says its incompatible features.
 const INCOMPATIBLE: u64 = 72;
@@ -102,6 +103,11 @@ pub struct RepairPlan {
     /// Clusters that become free: first byte and bytes.
     #[cfg_attr(feature = "serde", serde(skip))]
     freed: Vec<(u64, u64)>,
+    /// What is left for more rounds.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    budget: Budget,
+    #[cfg_attr(feature = "serde", serde(skip))]
+    limit: Option<RepairLimit>,
 }
 
 /// How a plan is made.
@@ -115,7 +121,13 @@ impl RepairPlan {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.edits().next().is_none()
+        self.rounds.is_empty()
+    }
+
+    /// The limit that ended the plan before all was done that can be. Once it is carried out, another repair goes on.
+    #[must_use]
+    pub fn limit(&self) -> Option<RepairLimit> {
+        self.limit
     }
 
     /// Rounds in which it is carried out: more than one where structures lie on each other. 0 where there is nothing to do.
@@ -152,12 +164,13 @@ fn plan_once(
     storage: &&dyn ReadStorage,
     level: RepairLevel,
     options: &RepairOptions,
+    budget: Budget,
     progress: &mut dyn FnMut(f64),
 ) -> Result<RepairPlan> {
     let overlay = OverlayStorage::new(storage)?;
     let length_before = overlay.len()?;
     if level == RepairLevel::Leaks {
-        return plan_leaks(storage, &overlay, length_before, progress);
+        return plan_leaks(storage, &overlay, budget, progress);
     }
     let before =
         read_header(storage).and_then(|area| check(erased(storage), &area, &mut |part| progress(part * 0.2))).ok();
@@ -165,7 +178,7 @@ fn plan_once(
     let examined = examine(erased(&overlay), &area, &mut |part| progress(0.2 + part * 0.1))?;
     let Examined { counts, table, unreadable, .. } = examined;
     let counts = counts.ok_or_else(too_many_clusters)?;
-    let mut bench = Workbench::new(&overlay, geometry, counts, true)?;
+    let mut bench = Workbench::new(&overlay, geometry, counts, budget)?;
     bench.trust_refcounts = !table_lost && settle::structures_are_sound(&bench, &bench.old, &table, &unreadable)?;
     for fix in early {
         if fix.at != REFCOUNT_TABLE {
@@ -229,13 +242,14 @@ fn recount<S: ReadStorage>(bench: &mut Workbench<'_, S>) -> Result<()> {
 fn plan_leaks<S: ReadStorage>(
     storage: &S,
     overlay: &OverlayStorage<&S>,
-    length_before: u64,
+    budget: Budget,
     progress: &mut dyn FnMut(f64),
 ) -> Result<RepairPlan> {
+    let length_before = overlay.len()?;
     let area = read_header(storage)?;
     let examined = examine(erased(overlay), &area, &mut |part| progress(part * 0.5))?;
     let geometry = area.validate_for_check(Some(length_before))?;
-    let mut bench = Workbench::new(overlay, geometry, Counts::new(0)?, true)?;
+    let mut bench = Workbench::new(overlay, geometry, Counts::new(0)?, budget)?;
     let freed = settle::settle(&mut bench, &examined, Change::Lower)?;
     let Examined { report: before, counts, .. } = examined;
     bench.current = counts;
@@ -315,6 +329,8 @@ fn finish<S: ReadStorage>(bench: Workbench<'_, S>, outcome: Outcome) -> Result<R
         bytes_to_write: lengths.fold(0, u64::saturating_add),
         rounds: if edits.is_empty() { Vec::new() } else { alloc::vec![edits] },
         freed,
+        budget: bench.budget,
+        limit: bench.copies_ended.then_some(RepairLimit::Copies),
     })
 }
 

@@ -2,8 +2,10 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 
 use super::findings::{MAX_REPAIR_FINDINGS, RepairAction, RepairFinding};
+use super::workbench::Budget;
 use super::{RepairLevel, RepairOptions, RepairPlan, erased, outcome_is_sound, plan_once};
 use crate::error::{ErrorKind, Result};
 use crate::format::{HostOffset, MAX_REPAIR_BYTES, MAX_REPAIR_COPY_BYTES};
@@ -13,6 +15,48 @@ use crate::storage::{OverlayStorage, ReadStorage, Storage};
 
 /// Rounds of a repair. Images whose tables lie on each other take up to five.
 pub const MAX_ROUNDS: usize = 8;
+
+/// What ends a plan although more could be done: what it holds is in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RepairLimit {
+    /// [`MAX_REPAIR_COPY_BYTES`].
+    Copies,
+    /// [`MAX_REPAIR_BYTES`].
+    Changes,
+    /// [`MAX_ROUNDS`].
+    Rounds,
+}
+
+impl fmt::Display for RepairLimit {
+    /// What it says, and its name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mebibytes = |bytes: u64| bytes >> 20;
+        match self {
+            Self::Copies => write!(
+                f,
+                "{} MiB of copies of clusters with two uses (MAX_REPAIR_COPY_BYTES)",
+                mebibytes(MAX_REPAIR_COPY_BYTES)
+            ),
+            Self::Changes => write!(f, "{} MiB of changes (MAX_REPAIR_BYTES)", mebibytes(MAX_REPAIR_BYTES)),
+            Self::Rounds => write!(f, "{MAX_ROUNDS} rounds (MAX_ROUNDS)"),
+        }
+    }
+}
+
+impl RepairPlan {
+    /// Gives up the memory that the changes take, once they are carried out. What was done can still be told.
+    pub fn forget_changes(&mut self) {
+        self.rounds.iter_mut().for_each(|round| *round = Vec::new());
+        self.freed = Vec::new();
+    }
+
+    /// Makes one plan of this one and of the one that went on with what it left, both carried out: for telling what was
+    /// done. The changes themselves are forgotten.
+    pub fn join_carried_out(&mut self, next: Self) {
+        join(self, next);
+        self.forget_changes();
+    }
+}
 
 /// Works out how an image is repaired: all of it, so that another repair finds nothing to do. Changes nothing. `progress`
 /// is told the part that is done, from 0 to 1.
@@ -26,24 +70,34 @@ pub fn plan<S: ReadStorage>(
     progress: &mut dyn FnMut(f64),
 ) -> Result<RepairPlan> {
     let storage = erased(storage);
-    let mut whole = plan_once(&storage, level, options, progress)?;
+    let mut whole = plan_once(&storage, level, options, Budget::WHOLE, progress)?;
     let mut all_freed = core::mem::take(&mut whole.freed);
     if may_show_more(&whole) {
         let overlay = OverlayStorage::new(storage)?;
         write_round(&whole, &overlay)?;
-        while whole.rounds.len() < MAX_ROUNDS && may_go_on(&whole) {
-            let Some(mut next) = another(&overlay, level, &whole)? else { break };
+        let mut done = false;
+        while whole.rounds.len() < MAX_ROUNDS {
+            let Some(mut next) = another(&overlay, level, &mut whole)? else {
+                done = true;
+                break;
+            };
             write_round(&next, &overlay)?;
-            let done = !may_show_more(&next);
+            done = !may_show_more(&next);
             all_freed.append(&mut next.freed);
             join(&mut whole, next);
             if done {
                 break;
             }
         }
+        if !done {
+            whole.limit = whole.limit.or(Some(RepairLimit::Rounds));
+        }
         if whole.rounds.len() > 1 {
             all_freed = if outcome_is_sound(&whole.after) { still_free(&overlay, &all_freed)? } else { Vec::new() };
         }
+    }
+    if outcome_is_sound(&whole.after) {
+        whole.limit = None;
     }
     whole.freed = all_freed;
     add_leftovers(&mut whole);
@@ -61,20 +115,18 @@ fn may_show_more(plan: &RepairPlan) -> bool {
     !plan.is_empty() && !all_harmless
 }
 
-/// Whether the rounds so far leave memory for another.
-fn may_go_on(whole: &RepairPlan) -> bool {
-    let grown = whole.length_after.saturating_sub(whole.length_before);
-    whole.bytes_to_write < MAX_REPAIR_BYTES && grown < MAX_REPAIR_COPY_BYTES
-}
-
-/// The next round; none where there is nothing to do, or nothing that would make it better.
+/// The next round; none where there is nothing to do, nothing that would make it better, or too much, which is noted.
 fn another(
     overlay: &OverlayStorage<&dyn ReadStorage>,
     level: RepairLevel,
-    whole: &RepairPlan,
+    whole: &mut RepairPlan,
 ) -> Result<Option<RepairPlan>> {
-    let next = match plan_once(&erased(overlay), level, &RepairOptions::default(), &mut |_| ()) {
+    let next = match plan_once(&erased(overlay), level, &RepairOptions::default(), whole.budget, &mut |_| ()) {
         Ok(next) => next,
+        Err(error) if matches!(error.kind(), ErrorKind::Limit(_)) => {
+            whole.limit = Some(RepairLimit::Changes);
+            return Ok(None);
+        }
         // What was worked out so far stands by itself.
         Err(error) if !matches!(error.kind(), ErrorKind::Storage(_)) => return Ok(None),
         Err(error) => return Err(error),
@@ -95,6 +147,8 @@ fn join(whole: &mut RepairPlan, next: RepairPlan) {
     whole.findings_omitted = whole.findings_omitted.saturating_add(next.findings_omitted);
     next.findings.into_iter().for_each(|finding| add(whole, finding));
     whole.after = next.after;
+    whole.budget = next.budget;
+    whole.limit = next.limit;
     whole.length_after = next.length_after;
     whole.bytes_to_write = whole.bytes_to_write.saturating_add(next.bytes_to_write);
     whole.rounds.extend(next.rounds);

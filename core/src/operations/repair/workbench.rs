@@ -15,8 +15,24 @@ use crate::storage::{OverlayStorage, ReadStorage, Storage, StorageError, Storage
 
 /// What a change takes in memory besides its bytes.
 const EDIT_OVERHEAD: u64 = 64;
-/// Clusters that may be copied because two structures use them.
+/// Clusters that may be copied in a round because two structures use them.
 const MAX_COPIES: u64 = 4096;
+/// Changes that follow one another are made one up to this length: beyond, growing it would take as much memory again.
+const MAX_EDIT_BYTES: usize = 1 << 20;
+
+/// What a round may take of the limits of a plan: bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Budget {
+    /// Of changes, with the copies.
+    pub(super) edits: u64,
+    /// Of copies.
+    pub(super) copies: u64,
+}
+
+impl Budget {
+    /// That of a plan.
+    pub(super) const WHOLE: Self = Self { edits: MAX_REPAIR_BYTES, copies: MAX_REPAIR_COPY_BYTES };
+}
 
 /// When a change may be written: a barrier stands between two stages.
 ///
@@ -74,7 +90,10 @@ pub(super) struct Workbench<'a, S: ReadStorage> {
     pub(super) geometry: Geometry,
     pub(super) findings: Findings,
     pub(super) edits: Vec<Edit>,
-    edit_bytes: u64,
+    /// What is left.
+    pub(super) budget: Budget,
+    /// Something was not copied that could have been.
+    pub(super) copies_ended: bool,
     /// References and refcounts of the image as it was.
     pub(super) old: Counts,
     /// References after the changes so far, by the last walk.
@@ -91,8 +110,6 @@ pub(super) struct Workbench<'a, S: ReadStorage> {
     pub(super) base_length: u64,
     cursor: u64,
     copies: u64,
-    /// Bytes of the clusters that have the copies.
-    copied: u64,
 }
 
 impl<'a, S: ReadStorage> Workbench<'a, S> {
@@ -100,24 +117,24 @@ impl<'a, S: ReadStorage> Workbench<'a, S> {
         overlay: &'a OverlayStorage<&'a S>,
         geometry: Geometry,
         old: Counts,
-        trust_refcounts: bool,
+        budget: Budget,
     ) -> Result<Self> {
         Ok(Self {
             overlay,
             geometry,
             findings: Findings::default(),
             edits: Vec::new(),
-            edit_bytes: 0,
+            budget,
+            copies_ended: false,
             old,
             current: None,
             added: BTreeMap::new(),
             taken: BTreeSet::new(),
             avoid: BTreeSet::new(),
-            trust_refcounts,
+            trust_refcounts: true,
             base_length: overlay.base().len()?,
             cursor: 1,
             copies: 0,
-            copied: 0,
         })
     }
 
@@ -128,20 +145,19 @@ impl<'a, S: ReadStorage> Workbench<'a, S> {
 
     /// Changes bytes, and notes the change.
     pub(super) fn edit(&mut self, stage: Stage, at: u64, bytes: &[u8]) -> Result<()> {
-        self.edit_bytes = self.edit_bytes.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-        if self.edit_bytes > MAX_REPAIR_BYTES {
-            return Err(too_much());
-        }
+        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.budget.edits = self.budget.edits.checked_sub(length).ok_or_else(too_much)?;
         self.overlay.write_at(at, bytes)?;
         match self.edits.last_mut() {
             Some(last)
                 if last.stage == stage
+                    && last.bytes.len().saturating_add(bytes.len()) <= MAX_EDIT_BYTES
                     && last.at.checked_add(u64::try_from(last.bytes.len()).unwrap_or(u64::MAX)) == Some(at) =>
             {
                 last.bytes.extend_from_slice(bytes);
             }
             Some(_) | None => {
-                self.edit_bytes = self.edit_bytes.saturating_add(EDIT_OVERHEAD);
+                self.budget.edits = self.budget.edits.saturating_sub(EDIT_OVERHEAD);
                 self.edits.push(Edit { stage, at, bytes: bytes.to_vec() });
             }
         }
@@ -274,10 +290,11 @@ impl<'a, S: ReadStorage> Workbench<'a, S> {
     /// As [`Self::copy`], for a compressed stream: as many clusters in a row as it needs.
     pub(super) fn copy_bytes(&mut self, host_offset: u64, length: u64) -> Result<Option<HostOffset>> {
         let clusters = self.geometry.clusters_for(length);
-        let copied = self.copied.saturating_add(clusters.saturating_mul(self.geometry.cluster_size()));
-        if self.copies >= MAX_COPIES || copied > MAX_REPAIR_COPY_BYTES {
+        let left = self.budget.copies.checked_sub(clusters.saturating_mul(self.geometry.cluster_size()));
+        let Some(left) = left.filter(|_| self.copies < MAX_COPIES) else {
+            self.copies_ended = true;
             return Ok(None);
-        }
+        };
         let mut bytes = vec![0u8; usize::try_from(length).unwrap_or(0)];
         self.overlay.read_at(host_offset, &mut bytes)?;
         let first = match self.allocate(clusters) {
@@ -286,7 +303,7 @@ impl<'a, S: ReadStorage> Workbench<'a, S> {
             Err(error) => return Err(error),
         };
         self.copies = self.copies.saturating_add(1);
-        self.copied = copied;
+        self.budget.copies = left;
         let place = self.geometry.host_start(HostCluster::new(first));
         self.edit(Stage::Unreachable, place.get(), &bytes)?;
         Ok(Some(place))
@@ -318,7 +335,7 @@ pub(super) struct StageWriter<'a, S: ReadStorage> {
 
 impl<'a, S: ReadStorage> StageWriter<'a, S> {
     pub(super) fn new(bench: &Workbench<'a, S>) -> Self {
-        let left = Cell::new(MAX_REPAIR_BYTES.checked_sub(bench.edit_bytes));
+        let left = Cell::new(Some(bench.budget.edits));
         Self { overlay: bench.overlay, writes: RefCell::new(Vec::new()), left }
     }
 

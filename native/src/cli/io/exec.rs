@@ -12,6 +12,7 @@ use super::report::{Transfer, dump};
 use crate::cli::json::Json;
 use crate::cli::output::info::specific;
 use crate::cli::size::io_size;
+use crate::cli::terminal::one_line;
 use crate::disk::Disk;
 use crate::info::describe;
 use qcowkit_core::zeros::is_filled;
@@ -57,10 +58,10 @@ pub(crate) struct Streams<'a> {
 }
 
 impl Streams<'_> {
-    /// A line on standard error, after all that was printed before.
+    /// A line on standard error, after all that was printed before; names in it make no other lines.
     pub(crate) fn complain(&mut self, text: &str) -> io::Result<()> {
         self.out.flush()?;
-        writeln!(self.err, "{text}")
+        writeln!(self.err, "{}", one_line(text, !self.terse))
     }
 }
 
@@ -338,7 +339,7 @@ fn transferred(
 fn failed(verb: &str, error: &Error, streams: &mut Streams<'_>) -> io::Result<Next> {
     match (streams.terse, error.kind()) {
         (true, _) => writeln!(streams.out, "{verb} failed: {}", errno_words(error))?,
-        (false, _) => writeln!(streams.out, "{verb} failed: {error}")?,
+        (false, _) => writeln!(streams.out, "{verb} failed: {}", one_line(&error.to_string(), true))?,
     }
     Ok(Next::Failed)
 }

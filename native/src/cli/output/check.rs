@@ -137,7 +137,7 @@ pub(crate) fn repairs(
             _ if personality.is_own() => "repairing",
             _ => "Repairing",
         };
-        writeln!(err, "{word}: {}", repair_line(finding))?;
+        writeln!(err, "{word}: {}", one_line(&repair_line(finding), personality.is_own()))?;
     }
     if planned.findings_omitted > 0 {
         writeln!(err, "... and {} more findings", planned.findings_omitted)?;
@@ -215,7 +215,11 @@ pub(crate) fn prospect(planned: &RepairPlan, out: &mut dyn Write) -> io::Result<
         writeln!(out, "No errors would be left.")
     } else {
         let (errors, leaks) = (after.corruptions + after.check_errors, after.leaks);
-        writeln!(out, "{errors} errors and {leaks} leaked clusters would be left.")
+        writeln!(out, "{errors} errors and {leaks} leaked clusters would be left.")?;
+        match planned.limit() {
+            Some(limit) => writeln!(out, "This plan ends at a limit: {limit}. The repair goes on with what is left."),
+            None => Ok(()),
+        }
     }
 }
 

@@ -60,8 +60,13 @@ fn section<T>(
     writeln!(out, "{title}")?;
     match shown {
         Shown::Value(value) => print(out, value),
-        Shown::Error(error) => writeln!(out, "  cannot be read: {error}"),
+        Shown::Error(error) => writeln!(out, "  cannot be read: {}", told(error)),
     }
+}
+
+/// What may hold words of the image's own stays on its line.
+fn told(text: &impl ToString) -> String {
+    one_line(&text.to_string(), true).into_owned()
 }
 
 fn hex(value: u64) -> String {
@@ -90,7 +95,7 @@ fn header(out: &mut dyn Write, report: &HeaderReport) -> io::Result<()> {
     for bit in &report.features {
         let known = if bit.known { "" } else { " (not known to this version)" };
         let kind = format!("{:?}", bit.kind).to_lowercase();
-        writeln!(out, "  {kind} feature bit {}: {}{known}", bit.bit, bit.name)?;
+        writeln!(out, "  {kind} feature bit {}: {}{known}", bit.bit, told(&bit.name))?;
     }
     for extension in &report.extensions {
         let name = extension.name.unwrap_or("unknown extension");
@@ -98,7 +103,7 @@ fn header(out: &mut dyn Write, report: &HeaderReport) -> io::Result<()> {
         let (offset, kind, length) = (extension.offset, extension.kind, extension.length);
         writeln!(out, "  extension {kind:#010x} at {offset:#x}, {length} bytes: {name}{malformed}")?;
         if !extension.meaning.is_empty() {
-            writeln!(out, "    {}", extension.meaning)?;
+            writeln!(out, "    {}", told(&extension.meaning))?;
         }
     }
     for (what, name) in [("backing file", &report.backing_file), ("data file", &report.data_file)] {
@@ -107,10 +112,10 @@ fn header(out: &mut dyn Write, report: &HeaderReport) -> io::Result<()> {
         }
     }
     if let Some(damage) = &report.damage {
-        writeln!(out, "  damaged: {damage}")?;
+        writeln!(out, "  damaged: {}", told(damage))?;
     }
     if let Some(refusal) = &report.refusal {
-        writeln!(out, "  this image cannot be opened: {refusal}")?;
+        writeln!(out, "  this image cannot be opened: {}", told(refusal))?;
     }
     Ok(())
 }
@@ -242,7 +247,7 @@ fn snapshots(out: &mut dyn Write, reports: &[SnapshotReport]) -> io::Result<()> 
             out,
             "  {}: id {}, name {:?}, L1 table at {:#x} with {} entries, VM state {}, virtual size {}",
             report.index,
-            one_line(&entry.id.to_string(), true),
+            told(&entry.id),
             entry.name.to_string_lossy(),
             entry.l1_table_offset,
             entry.l1_size,
@@ -277,12 +282,12 @@ fn guest(out: &mut dyn Write, way: &GuestWay) -> io::Result<()> {
     writeln!(out, "Guest offset {:#x}", way.guest_offset)?;
     for layer in &way.layers {
         match layer {
-            Shown::Error(error) => writeln!(out, "  this layer cannot be read: {error}")?,
+            Shown::Error(error) => writeln!(out, "  this layer cannot be read: {}", told(error))?,
             Shown::Value(path) => guest_layer(out, path)?,
         }
     }
     match &way.chain_ends {
-        Some(why) => writeln!(out, "  the layer below was not opened: {why}"),
+        Some(why) => writeln!(out, "  the layer below was not opened: {}", told(why)),
         None => Ok(()),
     }
 }
@@ -310,7 +315,7 @@ fn guest_layer(out: &mut dyn Write, path: &LayerPath) -> io::Result<()> {
 fn guest_entries(out: &mut dyn Write, path: &GuestPath) -> io::Result<()> {
     writeln!(out, "    guest cluster {:#x}, byte {:#x} of it", path.guest_cluster, path.in_cluster)?;
     match &path.l1 {
-        Shown::Error(error) => writeln!(out, "    L1 entry at {:#x}: {error}", path.l1_entry_offset)?,
+        Shown::Error(error) => writeln!(out, "    L1 entry at {:#x}: {}", path.l1_entry_offset, told(error))?,
         Shown::Value(l1) => {
             let table = l1.l2_offset.map_or_else(|| "no L2 table".to_owned(), |at| format!("L2 table at {at:#x}"));
             let refcount = refcount(path.l2_table_refcount.as_ref());
@@ -327,7 +332,7 @@ fn guest_entries(out: &mut dyn Write, path: &GuestPath) -> io::Result<()> {
     let Some(l2) = &path.l2 else { return Ok(()) };
     let at = optional(path.l2_entry_offset);
     match l2 {
-        Shown::Error(error) => writeln!(out, "    L2 entry at {at}: {error}"),
+        Shown::Error(error) => writeln!(out, "    L2 entry at {at}: {}", told(error)),
         Shown::Value(l2) => {
             let host = l2.host_offset.map_or_else(String::new, |host| format!(", host offset {host:#x}"));
             let refcount = refcount(path.host_refcount.as_ref());
@@ -368,13 +373,19 @@ fn host(out: &mut dyn Write, report: &HostReport) -> io::Result<()> {
     )?;
     writeln!(out, "  refcount {}, {} references", shown(&report.refcount), report.references)?;
     match &report.owners {
-        Shown::Error(error) => writeln!(out, "  owners unknown: {error}")?,
+        Shown::Error(error) => writeln!(out, "  owners unknown: {}", told(error))?,
         Shown::Value(owners) if owners.is_empty() => writeln!(out, "  nothing refers to it")?,
         Shown::Value(owners) => {
             for owner in owners {
                 let guest = owner.guest_offset.map_or_else(String::new, |at| format!(", guest offset {at:#x}"));
                 let beside = if owner.contains_offset { "" } else { " (shares the cluster only)" };
-                writeln!(out, "  {} at {:#x}, {}{guest}{beside}", owner.structure, owner.host_offset, owner.source)?;
+                writeln!(
+                    out,
+                    "  {} at {:#x}, {}{guest}{beside}",
+                    owner.structure,
+                    owner.host_offset,
+                    told(&owner.source)
+                )?;
             }
         }
     }
@@ -387,6 +398,6 @@ fn host(out: &mut dyn Write, report: &HostReport) -> io::Result<()> {
 fn shown(value: &Shown<u64>) -> String {
     match value {
         Shown::Value(value) => value.to_string(),
-        Shown::Error(error) => format!("unknown ({error})"),
+        Shown::Error(error) => format!("unknown ({})", told(error)),
     }
 }

@@ -76,8 +76,10 @@ pub(crate) fn run(args: &AmendArgs, session: &mut Session<'_>) -> Outcome {
         Personality::Own => Failure::new(format!("{}: {words}", file.display())),
         Personality::QemuImg | Personality::QemuIo => Failure::new(words),
     };
-    let mut asked = Amendments::parse(&list).map_err(failed)?;
-    asked.decide_backing(image.header(), args.force && session.personality.is_own()).map_err(failed)?;
+    // Words of ours and of the arguments alone.
+    let refused = |words: String| Failure::in_lines(&failed(words).message);
+    let mut asked = Amendments::parse(&list).map_err(refused)?;
+    asked.decide_backing(image.header(), args.force && session.personality.is_own()).map_err(refused)?;
     let slots = match asked.encryption.is_empty() {
         true => None,
         false if image.encryption() != Some(EncryptionMethod::Luks) => {

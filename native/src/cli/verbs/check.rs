@@ -16,7 +16,7 @@ use crate::cli::failure::{Failure, Outcome};
 use crate::cli::output::check as print;
 use crate::cli::plan::{Session, Source, one_file, only_writeback, size_argument};
 use crate::cli::progress::Progress;
-use crate::cli::terminal::plain_stderr;
+use crate::cli::terminal::{plain_stderr, tell};
 use crate::file::FileStorage;
 
 /// Exit codes of qemu-img.
@@ -24,6 +24,10 @@ const NOT_CHECKED: u8 = 1;
 const CORRUPT: u8 = 2;
 const LEAKS: u8 = 3;
 const NO_CHECKS: u8 = 63;
+
+/// Plans that a repair carries out one after the other where limits of memory end them. With all copies of each
+/// (`MAX_REPAIR_COPY_BYTES`) the file grows by 16 GiB.
+const MAX_PLANS: u32 = 64;
 
 /// Finds errors and lost space in the metadata, and repairs them if asked. Only the image itself is opened, not what it
 /// names.
@@ -51,7 +55,47 @@ pub(crate) fn run(args: &CheckArgs, session: &mut Session<'_>) -> Outcome {
         return take_back(&storage, Path::new(path), file, session);
     }
     let Some(level) = repair else { return look(args, &source, &storage, file, session) };
-    let planned = with_progress(args, session, |step| plan(&storage, level, &options, step))
+    let mut planned = make_plan(args, level, &options, &source, &storage, session)?;
+    if args.dry_run {
+        return dry_run(args, &planned, file, session);
+    }
+    carry_out(&planned, &storage, undo, file, session)?;
+    let mut stopped = planned.limit();
+    for _ in 1..MAX_PLANS {
+        if stopped.is_none() || undo.is_some() {
+            break;
+        }
+        planned.forget_changes();
+        let more = make_plan(args, level, &RepairOptions::default(), &source, &storage, session)?;
+        let better = errors(&more.after) < errors(&planned.after);
+        carry_out(&more, &storage, None, file, session)?;
+        stopped = more.limit().filter(|_| better);
+        planned.join_carried_out(more);
+    }
+    if let Some(limit) = stopped {
+        let how = if undo.is_some() { ", with another undo file" } else { "" };
+        let name = session.personality.name();
+        let text = format!(
+            "{name}: {}: the repair ends at a limit: {limit}{}; repeat it to go on from here{how}",
+            file.display(),
+            if undo.is_some() { String::new() } else { format!(", {MAX_PLANS} times") },
+        );
+        session.out.flush()?;
+        tell(&text, true);
+    }
+    finish(args, &planned, &source, &storage, file, session)
+}
+
+/// Plans a repair, and tells what it does.
+fn make_plan(
+    args: &CheckArgs,
+    level: RepairLevel,
+    options: &RepairOptions,
+    source: &Source,
+    storage: &FileStorage,
+    session: &mut Session<'_>,
+) -> Result<RepairPlan, Failure> {
+    let planned = with_progress(args, session, |step| plan(storage, level, options, step))
         .map_err(|error| source.failure(error, session.personality))?;
     if let Some(before) = &planned.before
         && !session.personality.is_own()
@@ -59,18 +103,29 @@ pub(crate) fn run(args: &CheckArgs, session: &mut Session<'_>) -> Outcome {
         print::findings(before, session.personality, session.out)?;
     }
     print::repairs(&planned, args.dry_run, session.personality, session.out)?;
-    if args.dry_run {
-        return dry_run(args, &planned, file, session);
+    Ok(planned)
+}
+
+fn carry_out(
+    planned: &RepairPlan,
+    storage: &FileStorage,
+    undo: Option<&Path>,
+    file: &OsStr,
+    session: &Session<'_>,
+) -> Result<(), Failure> {
+    if planned.is_empty() {
+        return Ok(());
     }
-    if !planned.is_empty() {
-        if let Some(path) = undo {
-            keep(&planned, &storage, path)?;
-        }
-        // What is to be undone must not be punched.
-        apply(&planned, &storage, undo.is_none() && keeps_nothing(&planned, session))
-            .map_err(|error| Failure::in_file(file.display(), &error))?;
+    if let Some(path) = undo {
+        keep(planned, storage, path)?;
     }
-    finish(args, &planned, &source, &storage, file, session)
+    // What is to be undone must not be punched.
+    apply(planned, storage, undo.is_none() && keeps_nothing(planned, session))
+        .map_err(|error| Failure::in_file(file.display(), &error))
+}
+
+fn errors(report: &CheckReport) -> u64 {
+    report.corruptions.saturating_add(report.check_errors)
 }
 
 fn repair_level(args: &CheckArgs) -> Result<Option<RepairLevel>, Failure> {

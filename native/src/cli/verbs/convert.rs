@@ -1,7 +1,6 @@
 //! `convert`.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
 use std::num::NonZeroU64;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -21,7 +20,7 @@ use crate::cli::options::{OptionList, c_number};
 use crate::cli::personality::Personality;
 use crate::cli::plan::{Session, Source, only_writeback, source_of_backing};
 use crate::cli::progress::Progress;
-use crate::cli::terminal::plain_stderr;
+use crate::cli::terminal::tell;
 use crate::codec::NativeCodecs;
 use crate::convert::{ConvertError, ConvertOptions, TargetState, Unreadable, Watch, convert_watched, total_size};
 use crate::create::NewImage;
@@ -40,7 +39,7 @@ pub(crate) fn run(args: &ConvertArgs, session: &mut Session<'_>) -> Outcome {
     for source in &plan.sources {
         sources.push(source.open(session.personality)?);
     }
-    let bitmaps = convert_bitmaps::find(args, &sources, session.personality.name())?;
+    let bitmaps = convert_bitmaps::find(args, &sources, session.personality)?;
     let total = total_size(&sources).map_err(|error| Failure::new(error.to_string()))?;
     let backing = plan.check_backing(target, session)?;
     let mut disk = if args.no_create {
@@ -61,7 +60,7 @@ pub(crate) fn run(args: &ConvertArgs, session: &mut Session<'_>) -> Outcome {
         rate: plan.rate,
     };
     let progress = Progress::new(session.personality, args.progress, args.quiet, session.out);
-    let mut watcher = Watcher { progress, name: session.personality.name(), quiet: args.quiet, sources: &plan.sources };
+    let mut watcher = Watcher { progress, personality: session.personality, quiet: args.quiet, sources: &plan.sources };
     let copied = convert_watched(&mut sources, &mut disk, &options, &mut watcher);
     watcher.progress.finish(copied.is_ok());
     copied.map_err(|error| match error {
@@ -76,7 +75,7 @@ pub(crate) fn run(args: &ConvertArgs, session: &mut Session<'_>) -> Outcome {
 /// Shows how the conversion goes.
 struct Watcher<'a> {
     progress: Progress<'a>,
-    name: &'static str,
+    personality: Personality,
     quiet: bool,
     sources: &'a [Source],
 }
@@ -91,7 +90,7 @@ impl Watch for Watcher<'_> {
         if !self.quiet {
             let path = self.sources[part.source].path.display();
             // As good as nobody there: the conversion goes on.
-            let _ = writeln!(plain_stderr(), "{}: warning: {path}: {part}", self.name);
+            tell(&format!("{}: warning: {path}: {part}", self.personality.name()), self.personality.is_own());
         }
     }
 }

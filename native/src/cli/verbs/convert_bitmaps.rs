@@ -8,6 +8,8 @@ use qcowkit_core::image::BitmapSummary;
 use crate::bitmaps;
 use crate::cli::args::ConvertArgs;
 use crate::cli::failure::Failure;
+use crate::cli::personality::Personality;
+use crate::cli::terminal::tell;
 use crate::disk::Disk;
 
 /// What must hold whatever the images are.
@@ -33,8 +35,12 @@ pub(crate) fn check_arguments(args: &ConvertArgs, sources: usize) -> Result<(), 
 ///
 /// # Errors
 /// A source without bitmaps, bitmaps that cannot be used.
-#[expect(clippy::print_stderr, reason = "a warning, as qemu-img prints it")]
-pub(crate) fn find(args: &ConvertArgs, sources: &[Disk], name: &str) -> Result<Vec<BitmapSummary>, Failure> {
+pub(crate) fn find(
+    args: &ConvertArgs,
+    sources: &[Disk],
+    personality: Personality,
+) -> Result<Vec<BitmapSummary>, Failure> {
+    let name = personality.name();
     if !args.bitmaps {
         return Ok(Vec::new());
     }
@@ -44,20 +50,18 @@ pub(crate) fn find(args: &ConvertArgs, sources: &[Disk], name: &str) -> Result<V
     let (good, broken) = match bitmaps::copyable(source) {
         Ok(found) => found,
         Err(error) if args.skip_broken_bitmaps && !matches!(error.kind(), ErrorKind::Storage(_)) => {
-            eprintln!("{name}: warning: Skipping all bitmaps: {error}");
+            tell(&format!("{name}: warning: Skipping all bitmaps: {error}"), personality.is_own());
             return Ok(Vec::new());
         }
         Err(error) => return Err(Failure::new(format!("Cannot copy the bitmaps: {error}"))),
     };
     for bitmap in &broken {
         if !args.skip_broken_bitmaps {
-            return Err(Failure::new(format!(
-                "Cannot copy inconsistent bitmap '{}'\nTry --skip-broken-bitmaps, or use '{name} bitmap --remove' to \
-                 delete it",
-                bitmap.name
-            )));
+            return Err(Failure::new(format!("Cannot copy inconsistent bitmap '{}'", bitmap.name))
+                .and(format!("Try --skip-broken-bitmaps, or use '{name} bitmap --remove' to delete it")));
         }
-        eprintln!("{name}: warning: Skipping inconsistent bitmap '{}'", bitmap.name);
+        let warning = format!("{name}: warning: Skipping inconsistent bitmap '{}'", bitmap.name);
+        tell(&warning, personality.is_own());
     }
     Ok(good)
 }

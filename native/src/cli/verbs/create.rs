@@ -133,11 +133,11 @@ fn backing_size(
     }
     open_backing(&named, format.as_deref(), session)
         .map(Some)
-        .map_err(|failure| Failure::new(format!("{shown}: {}", failure.message)))
+        .map_err(|failure| Failure { message: format!("{shown}: {}", failure.message), ..failure })
 }
 
 fn open_backing(named: &Path, format: Option<&str>, session: &Session<'_>) -> Result<u64, Failure> {
-    let unopened = |text: String| Failure::new(format!("{text}\nCould not open backing image."));
+    let unopened = |text: String| Failure::new(text).and("Could not open backing image.");
     let known = match format {
         Some(name) => Some(format_by_name(name).map_err(|_| unopened(format!("Unknown driver '{name}'")))?),
         None => None,
@@ -149,9 +149,7 @@ fn open_backing(named: &Path, format: Option<&str>, session: &Session<'_>) -> Re
     })?;
     match format {
         Some(_) => Ok(disk.virtual_size()),
-        None => Err(Failure::new(format!(
-            "Backing file specified without backing format\nDetected format of {}.",
-            format_name(disk.format())
-        ))),
+        None => Err(Failure::new("Backing file specified without backing format")
+            .and(format!("Detected format of {}.", format_name(disk.format())))),
     }
 }

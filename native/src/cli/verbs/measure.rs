@@ -31,7 +31,7 @@ pub(crate) fn run(args: &MeasureArgs, session: &mut Session<'_>) -> Outcome {
     let format = format_by_name(name).map_err(|_| Failure::new(format!("Unknown file format '{name}'")))?;
     let options = ImageOptions::parse(format, &list).map_err(|words| {
         let program = session.personality.name();
-        Failure::new(format!("{words}\n{program}: Invalid options for file format '{name}'"))
+        Failure::new(words).and(format!("{program}: Invalid options for file format '{name}'"))
     })?;
     let mut disk = from_file.then(|| open(args, session)).transpose()?;
     let measured = measured(&options, disk.as_mut(), size.unwrap_or(0), args.discard_no_unref);

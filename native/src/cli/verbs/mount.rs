@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 
 use qcowkit_core::Error;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -14,6 +14,7 @@ use crate::cli::failure::{Failure, Outcome};
 use crate::cli::options::OptionList;
 use crate::cli::plan::{Session, Source};
 use crate::cli::runtime;
+use crate::cli::terminal::tell;
 use crate::mount::{Detached, Mount, MountRequest};
 
 /// More failures than this of one mount are not told: a guest that tries again and again would fill a log.
@@ -138,7 +139,6 @@ enum Ended {
 }
 
 /// Waits for the end. A signal unmounts; while the disk is still in use, another one is needed to end it.
-#[expect(clippy::print_stderr, reason = "what is told while it waits is not the result")]
 fn wait(mount: &Mount, happened: &mpsc::Receiver<Event>, file: &str) -> Result<Ended, Failure> {
     let mut detached = false;
     loop {
@@ -149,9 +149,9 @@ fn wait(mount: &Mount, happened: &mpsc::Receiver<Event>, file: &str) -> Result<E
                 Ok(Detached::Done) => detached = true,
                 Ok(Detached::InUse) => {
                     detached = true;
-                    eprintln!("{file}: unmounted, but still in use; waiting. Another signal cuts it off.");
+                    tell(&format!("{file}: unmounted, but still in use; waiting. Another signal cuts it off."), true);
                 }
-                Err(error) => eprintln!("{file}: cannot unmount: {error}"),
+                Err(error) => tell(&format!("{file}: cannot unmount: {error}"), true),
             },
             Err(_) => return Err(Failure::new("the threads that wait are gone")),
         }
@@ -159,12 +159,21 @@ fn wait(mount: &Mount, happened: &mpsc::Receiver<Event>, file: &str) -> Result<E
 }
 
 /// The kernel's users only hear a number of what goes wrong.
-#[expect(clippy::print_stderr, reason = "there is no result that it could be a part of")]
 fn tell_failures(name: &str) -> impl Fn(&Error) + Send + Sync + 'static {
     let (name, told) = (name.to_owned(), AtomicU32::new(0));
-    move |error| match told.fetch_add(1, Ordering::Relaxed) {
-        n if n < TOLD_FAILURES => eprintln!("{name}: {error}"),
-        TOLD_FAILURES => eprintln!("{name}: further errors are not told"),
-        _ => {}
+    let last = Mutex::new(String::new());
+    move |error| {
+        let text = format!("{name}: {error}");
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        // Once is enough where one request after the other ends like this.
+        if *last == text {
+            return;
+        }
+        match told.fetch_add(1, Ordering::Relaxed) {
+            n if n < TOLD_FAILURES => tell(&text, true),
+            TOLD_FAILURES => tell(&format!("{name}: further errors are not told"), true),
+            _ => {}
+        }
+        *last = text;
     }
 }

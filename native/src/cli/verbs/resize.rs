@@ -54,7 +54,7 @@ impl Change {
         };
         match parse(digits) {
             Ok(size) => Ok(change(size)),
-            Err(SizeError::NotANumber | SizeError::OutOfRange) => Err(Failure::new(
+            Err(SizeError::NotANumber | SizeError::OutOfRange) => Err(Failure::in_lines(
                 "Parameter 'size' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means \
                  kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.",
             )),
@@ -92,9 +92,9 @@ fn operands(words: &[OsString], personality: Personality) -> Result<(&OsStr, Cha
 
 fn refuse_shrinking(personality: Personality) -> Failure {
     let name = personality.name();
-    Failure::new(format!(
-        "Use the --shrink option to perform a shrink operation.\n{name}: warning: Shrinking an image will delete all data \
-         beyond the shrunken image's end. Before performing such an operation, make sure there is no important data there."
+    Failure::new("Use the --shrink option to perform a shrink operation.").and(format!(
+        "{name}: warning: Shrinking an image will delete all data beyond the shrunken image's end. Before performing such \
+         an operation, make sure there is no important data there."
     ))
 }
 

@@ -1,7 +1,8 @@
 //! Windows, and whatever else the standard library knows: no holes, and zeros are written.
 
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
+use std::path::PathBuf;
 
 use super::Found;
 use crate::file::FileIdentity;
@@ -44,6 +45,14 @@ pub(in crate::file) fn device_length(_file: &File) -> io::Result<u64> {
 }
 
 pub(in crate::file) fn identity(_metadata: &Metadata) -> Option<FileIdentity> {
+    None
+}
+
+pub(in crate::file) fn without_waiting(options: &mut OpenOptions) -> &mut OpenOptions {
+    options
+}
+
+pub(in crate::file) fn path_of(_file: &File) -> Option<PathBuf> {
     None
 }
 

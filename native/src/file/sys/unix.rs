@@ -1,8 +1,9 @@
 //! Linux; and what other systems of this family share with it.
 
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::path::PathBuf;
 
 use rustix::io::Errno;
 
@@ -30,6 +31,25 @@ pub(in crate::file) fn identity(metadata: &Metadata) -> Option<FileIdentity> {
     let (device, inode) =
         if is_block_device(metadata) { (metadata.rdev(), u64::MAX) } else { (metadata.dev(), metadata.ino()) };
     Some(FileIdentity { device, inode })
+}
+
+/// Opens that would wait do not. Of files it changes nothing.
+pub(in crate::file) fn without_waiting(options: &mut OpenOptions) -> &mut OpenOptions {
+    use rustix::fs::OFlags;
+    use std::os::unix::fs::OpenOptionsExt;
+    options.custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed())
+}
+
+/// The name of an open file, as the system knows it now.
+#[cfg(target_os = "linux")]
+pub(in crate::file) fn path_of(file: &File) -> Option<PathBuf> {
+    use std::os::fd::AsRawFd;
+    std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(in crate::file) fn path_of(_file: &File) -> Option<PathBuf> {
+    None
 }
 
 pub(in crate::file) fn allocated_bytes(metadata: &Metadata) -> u64 {
@@ -170,4 +190,20 @@ pub(in crate::file) fn next_data(_file: &File, _offset: u64) -> io::Result<Found
 #[cfg(not(any(target_os = "linux", target_os = "macos", target_os = "freebsd")))]
 pub(in crate::file) fn next_hole(_file: &File, _offset: u64) -> io::Result<Found> {
     Ok(Found::CannotTell)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::file::{FileAccess, FileStorage};
+
+    /// What has become a pipe after it was looked at is refused, and its other end is not waited for.
+    #[test]
+    fn pipes_are_refused_also_late() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        assert!(FileStorage::open(&fifo, FileAccess::Read).is_err());
+        let file = super::without_waiting(super::OpenOptions::new().read(true)).open(&fifo).unwrap();
+        assert!(FileStorage::from_file(file, &fifo, false).is_err());
+    }
 }
