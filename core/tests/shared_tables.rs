@@ -177,6 +177,7 @@ fn copies_have_a_limit() {
     assert!(whole.after.corruptions > 0);
     assert_eq!(whole.limit(), Some(RepairLimit::Copies));
     assert!(RepairLimit::Copies.to_string().contains("256 MiB"));
+    assert_eq!(serde_json::to_value(RepairLimit::Copies).unwrap(), "copies");
     apply(&whole, &storage, false).unwrap();
     let (before, length) = (whole.before.as_ref().unwrap().corruptions, whole.length_before);
     let mut limit = whole.limit();

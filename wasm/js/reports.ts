@@ -224,6 +224,8 @@ export interface RepairPlan {
   length_before: number;
   length_after: number;
   bytes_to_write: number;
+  /** What ended the plan before all was done that can be, to bound memory: another repair goes on. */
+  limit?: "copies" | "changes" | "rounds";
 }
 
 /** What a byte of the file is there for. */

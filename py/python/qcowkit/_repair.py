@@ -286,6 +286,18 @@ class RepairPlan:
         """
         return int(self._repair["length_after"])
 
+    @property
+    def limit(self) -> str | None:
+        """What ended the plan before all was done that can be, since its changes are held in memory: "copies" (256 MiB of
+        clusters with two uses), "changes" (1 GiB of them all) or "rounds" (8). Apply it, and plan again.
+
+        >>> with qcowkit.open("disk.qcow2") as image:
+        ...     image.plan_repair().limit is None
+        True
+        """
+        limit = self._repair.get("limit")
+        return None if limit is None else str(limit)
+
     @functools.cached_property
     def findings(self) -> Table:
         """What is wrong and what is done about it: severity, kind, structure, host_offset?, host_length, guest_offset?,

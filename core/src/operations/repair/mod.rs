@@ -106,7 +106,7 @@ pub struct RepairPlan {
     /// What is left for more rounds.
     #[cfg_attr(feature = "serde", serde(skip))]
     budget: Budget,
-    #[cfg_attr(feature = "serde", serde(skip))]
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     limit: Option<RepairLimit>,
 }
 

@@ -18,6 +18,8 @@ pub const MAX_ROUNDS: usize = 8;
 
 /// What ends a plan although more could be done: what it holds is in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum RepairLimit {
     /// [`MAX_REPAIR_COPY_BYTES`].
     Copies,
