@@ -367,7 +367,7 @@ mod tests {
     fn data_in_large_holes_are_not_read() {
         const SIZE: u64 = 1 << 40;
         let folder = tempfile::tempdir().unwrap();
-        let file = |name: &str| FileStorage::open(&folder.path().join(name), FileAccess::CreateNew).unwrap();
+        let file = |name: &str| FileStorage::open(folder.path().join(name), FileAccess::CreateNew).unwrap();
         let create = CreateOptions { cluster_size: 2 << 20, ..CreateOptions::default() };
         let mut image = Image::create(file("source"), SIZE, &create).unwrap();
         image.preallocate(0, SIZE, Preallocation::Metadata).unwrap();
