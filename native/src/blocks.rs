@@ -58,6 +58,7 @@ pub fn copy(from: &mut Disk, range: Range<u64>, to: &mut Disk) -> Result<()> {
     let mut at = range.start;
     while at < range.end {
         let extent = from.next_extent(at, range.end - at)?;
+        let extent = from.without_holes(extent);
         let target = at - range.start;
         if extent.is_zero() {
             if used {
@@ -107,6 +108,7 @@ pub fn copy_image<S: Storage>(
         }
         let length = (buffer.len() as u64).min(size - at);
         let extent = from.next_extent(at, size - at)?;
+        let extent = from.without_holes(extent);
         // Whole pieces, so that clusters are whole.
         let zeros = if extent.is_zero() { extent.length - extent.length % buffer.len() as u64 } else { 0 };
         if zeros > 0 || (extent.is_zero() && extent.length >= length) {

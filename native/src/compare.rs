@@ -181,6 +181,8 @@ impl Planner {
         let size = disk.virtual_size();
         let extent = if self.at < size {
             let extent = disk.next_extent(self.at, (size - self.at).min(self.question))?;
+            // What the images say of it matters more where the comparison is strict.
+            let extent = if self.strict { extent } else { disk.without_holes(extent) };
             self.question = match extent.length == self.question && extent.is_zero() {
                 true => self.question.saturating_mul(2),
                 false => QUESTION_BYTES,

@@ -317,6 +317,15 @@ impl Disk {
         }
     }
 
+    /// As [`Image::without_holes`]; of a raw disk, extents are so already.
+    #[must_use]
+    pub fn without_holes(&self, extent: Extent) -> Extent {
+        match self {
+            Self::Qcow2(image) => image.without_holes(extent),
+            Self::Raw(_) => extent,
+        }
+    }
+
     /// Reads the bytes of an extent that [`Disk::next_extent`] gave, from its first byte on.
     ///
     /// # Errors

@@ -15,7 +15,8 @@ use crate::disk::Disk;
 use crate::options::create::ImageOptions;
 use crate::status::Statuses;
 
-/// The largest piece that is asked about at once.
+/// The first piece that is asked about at once. Where the answer is one run the next is twice as large: a disk can claim
+/// exabytes of nothing.
 const PIECE_BYTES: u64 = 4 << 30;
 
 /// The sizes of the file of a new image: what `qcowkit measure --output=json` prints.
@@ -77,9 +78,9 @@ pub fn data_clusters(disk: &mut Disk, measure: &Measure, retained: bool) -> Resu
     let mut counter = measure.counter();
     let end = disk.virtual_size();
     let mut statuses = Statuses::new(disk);
-    let mut at = 0;
+    let (mut at, mut piece) = (0, PIECE_BYTES);
     while at < end {
-        let run = statuses.next(at, (end - at).min(PIECE_BYTES))?;
+        let run = statuses.next(at, (end - at).min(piece))?;
         if run.length == 0 {
             break;
         }
@@ -89,12 +90,14 @@ pub fn data_clusters(disk: &mut Disk, measure: &Measure, retained: bool) -> Resu
             (true, Some(last)) if last.end == at => last.end += run.length,
             (true, _) => runs.push(at..at + run.length),
         }
+        piece = if run.length >= piece { piece.saturating_mul(2) } else { PIECE_BYTES };
         at += run.length;
     }
     if retained {
-        let mut at = 0;
+        let (mut at, mut piece) = (0, PIECE_BYTES);
         while at < end {
-            let (placed, length) = next_place(disk, at, (end - at).min(PIECE_BYTES))?;
+            let (placed, length) = next_place(disk, at, (end - at).min(piece))?;
+            piece = if length >= piece { piece.saturating_mul(2) } else { PIECE_BYTES };
             if placed {
                 runs.push(at..at + length);
             }

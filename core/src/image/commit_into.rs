@@ -198,6 +198,7 @@ impl<S: Storage> Image<S> {
                 plan.at = plan.at.saturating_add(length.max(1));
                 continue;
             };
+            let extent = self.without_holes(extent);
             let (last_end, continues) = match pieces.last() {
                 Some(last) => (last.end(), last.end() == plan.at && plan.at < cut_after(last.offset)),
                 None => (0, false),

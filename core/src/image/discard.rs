@@ -219,7 +219,7 @@ impl<S: Storage> Image<S> {
             let per_step = self.metadata.entries_per_step().max(1);
             let in_step = per_step.saturating_sub(at.checked_rem(per_step).unwrap_or(0));
             let l1_index = context.geometry.l1_index(cluster);
-            if nothing_to_do && self.metadata.l2_table(l1_index)?.is_none() {
+            if nothing_to_do && self.table_says_nothing(cluster)? {
                 at = context.geometry.cluster_at(l1_index.saturating_add(1), 0).get();
                 continue;
             }
@@ -243,6 +243,15 @@ impl<S: Storage> Image<S> {
             }
         }
         Ok(true)
+    }
+
+    /// Whether no cluster of an L2 table is mapped, as is known without reading it: there is no table, or `first`, its first
+    /// cluster, begins one that lies in a hole.
+    fn table_says_nothing(&self, first: GuestCluster) -> Result<bool> {
+        let geometry = self.geometry();
+        let table = self.metadata.l2_table(geometry.l1_index(first))?;
+        let whole = geometry.l2_index(first) == 0;
+        Ok(table.is_none_or(|table| whole && self.metadata.says_nothing(&self.storage, table.offset)))
     }
 
     /// Decides and carries out for clusters of which each goes on with the one before. False as soon as `decide` cannot

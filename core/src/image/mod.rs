@@ -9,6 +9,7 @@ mod bitmaps;
 mod commit_into;
 mod compressed;
 mod create;
+mod data_holes;
 mod discard;
 mod encryption;
 mod look;

@@ -194,6 +194,7 @@ impl<S: Storage> Image<S> {
         while at < range.end {
             let left = range.end.saturating_sub(at);
             let old = self.next_extent(at, left)?;
+            let old = self.without_holes(old);
             if new.shared_depth.is_some_and(|depth| old.depth >= depth) {
                 at = at.saturating_add(old.length.max(1));
                 continue;
@@ -307,6 +308,7 @@ fn new_extent<S: Storage>(layer: Option<&mut Layer<S>>, offset: u64, length: u64
     match layer {
         Layer::Image(image) => {
             let extent = image.next_extent(offset, length)?;
+            let extent = image.without_holes(extent);
             Ok((extent.is_zero(), extent.length))
         }
         Layer::Raw { storage, .. } => {

@@ -6,8 +6,9 @@ use std::vec;
 use std::vec::Vec;
 
 use super::*;
+use crate::format::{GuestCluster, HostOffset};
 use crate::metadata::{AllocationPolicy, DiscardPolicy, MetadataOptions, Unref};
-use crate::storage::{MemoryStorage, ReadStorage};
+use crate::storage::{CountingStorage, MemoryStorage, ReadStorage};
 
 /// A small generator: the same numbers for the same seed, everywhere.
 struct Rng(u64);
@@ -269,4 +270,80 @@ fn a_snapshot_that_claims_exabytes_is_mapped_at_once() {
     let extents = view.map(0, 1 << 62).unwrap();
     assert_eq!(extents.iter().map(|extent| extent.length).collect::<Vec<_>>(), [65536, (1 << 62) - 65536]);
     assert_eq!(view.next_place(65536, (1 << 62) - 65536).unwrap(), (None, (1 << 62) - 65536));
+}
+
+/// Very many snapshots can share an L2 table: its refcount says how many references go with each of its entries. A downgrade
+/// moves them all at once. (The refcounts are too high here, which nobody minds, and no snapshot is needed.)
+#[test]
+fn a_downgrade_counts_all_references_to_an_entry_at_once() {
+    const ZEROS: u64 = 200;
+    const USES: u16 = 60_000;
+    let names = CreateOptions {
+        cluster_size: 4096,
+        backing_file: Some("base".into()),
+        backing_format: Some("raw".into()),
+        ..CreateOptions::default()
+    };
+    let below = || Layer::Raw { storage: CountingStorage::new(MemoryStorage::with_len(1 << 20)), length: 1 << 20 };
+    let image = Image::create(CountingStorage::new(MemoryStorage::new()), 1 << 20, &names).unwrap();
+    let mut image = image.with_backing(below());
+    // Half of them keep their clusters.
+    image.write_at(0, &vec![1; (ZEROS / 2 * 4096) as usize]).unwrap();
+    image.write_zeroes(0, ZEROS * 4096, false).unwrap();
+    let old: Vec<HostOffset> = (0..ZEROS / 2)
+        .filter_map(|n| image.entry(GuestCluster::new(n)).unwrap().host())
+        .map(|host| host.offset)
+        .collect();
+    assert_eq!(old.len() as u64, ZEROS / 2);
+    let table = image.metadata.l2_table(0).unwrap().unwrap().offset;
+    let block = {
+        let mut bytes = [0; 8];
+        image.storage().read_at(image.header().header.refcount_table_offset, &mut bytes).unwrap();
+        u64::from_be_bytes(bytes)
+    };
+    let storage = image.close().unwrap();
+    for (offset, refcount) in old.iter().map(|&old| (old, USES + 1)).chain([(table, USES)]) {
+        storage.write_at(block + offset.get() / 4096 * 2, &refcount.to_be_bytes()).unwrap();
+    }
+    let options = OpenOptions { ignore_missing_files: true, ..OpenOptions::default() };
+    let mut image = Image::open(storage, options).unwrap().with_backing(below());
+    image.storage().reset();
+    let before = image.metadata.refcount_lookups();
+    image.amend(&AmendOptions { version: Some(2), ..AmendOptions::default() }, &mut |_, _| ()).unwrap();
+    let lookups = image.metadata.refcount_lookups() - before;
+    assert!(lookups < 40 * ZEROS, "refcounts were looked up {lookups} times");
+    let barriers = image.storage().counts().barrier.calls;
+    assert!(barriers < 20, "{barriers} barriers");
+    for n in 0..ZEROS {
+        let host = image.entry(GuestCluster::new(n)).unwrap().host().unwrap();
+        assert_eq!(image.refcount(image.geometry().host_cluster(host.offset)).unwrap(), u64::from(USES), "cluster {n}");
+    }
+    for offset in old {
+        assert_eq!(image.refcount(image.geometry().host_cluster(offset)).unwrap(), 1);
+    }
+    assert!(read_all(&mut image).iter().all(|&byte| byte == 0));
+}
+
+/// A cluster that has fewer references than the table that names it is refused before anything is changed for it.
+#[test]
+fn a_downgrade_refuses_refcounts_below_those_of_the_table() {
+    let names = CreateOptions {
+        cluster_size: 4096,
+        backing_file: Some("base".into()),
+        backing_format: Some("raw".into()),
+        ..CreateOptions::default()
+    };
+    let image = Image::create(MemoryStorage::new(), 1 << 20, &names).unwrap();
+    let mut image = image.with_backing(Layer::Raw { storage: MemoryStorage::with_len(1 << 20), length: 1 << 20 });
+    image.write_at(0, &[1; 4096]).unwrap();
+    image.write_zeroes(0, 4096, false).unwrap();
+    image.flush().unwrap();
+    let table = image.metadata.l2_table(0).unwrap().unwrap().offset;
+    let table = image.geometry().host_cluster(table);
+    let length = image.storage().len().unwrap();
+    let more = image.metadata.raise_refcount(&image.storage, table, 6);
+    more.unwrap();
+    let error = image.amend(&AmendOptions { version: Some(2), ..AmendOptions::default() }, &mut |_, _| ()).unwrap_err();
+    assert!(format!("{error}").contains("a cluster with 7 references has refcount 1"), "{error}");
+    assert_eq!(image.storage().len().unwrap(), length);
 }

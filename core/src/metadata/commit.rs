@@ -51,10 +51,19 @@ impl Default for Epochs {
     }
 }
 
+/// What waits in quarantine.
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    release: Quarantined,
+    /// References that each of its clusters loses.
+    references: u64,
+    epoch: u64,
+}
+
 /// What waits in quarantine, in the order of the epochs.
 #[derive(Debug, Default)]
 pub(super) struct Quarantine {
-    waiting: Vec<(Quarantined, u64)>,
+    waiting: Vec<Waiting>,
     epochs: Epochs,
     /// Clusters that wait.
     clusters: u64,
@@ -65,30 +74,29 @@ pub(super) struct Quarantine {
 }
 
 impl Quarantine {
-    fn add(&mut self, release: Quarantined) {
+    fn add(&mut self, release: Quarantined, references: u64) {
         self.releases = self.releases.saturating_add(1);
         self.clusters = self.clusters.saturating_add(release.count);
         let epoch = self.epochs.current;
         match self.waiting.last_mut() {
-            Some((last, last_epoch))
-                if *last_epoch == epoch
-                    && last.pass == release.pass
-                    && last.first.saturating_add(last.count) == release.first =>
+            Some(last)
+                if (last.epoch, last.references, last.release.pass) == (epoch, references, release.pass)
+                    && last.release.first.saturating_add(last.release.count) == release.first =>
             {
-                last.count = last.count.saturating_add(release.count);
+                last.release.count = last.release.count.saturating_add(release.count);
             }
-            Some(_) | None => self.waiting.push((release, epoch)),
+            Some(_) | None => self.waiting.push(Waiting { release, references, epoch }),
         }
     }
 
     /// Takes out what nobody can be reading any more.
-    fn take_settled(&mut self) -> Vec<Quarantined> {
+    fn take_settled(&mut self) -> Vec<Waiting> {
         let settled = self.epochs.settled;
-        let end = self.waiting.partition_point(|&(_, epoch)| epoch <= settled);
+        let end = self.waiting.partition_point(|waiting| waiting.epoch <= settled);
         let kept = self.waiting.split_off(end);
-        self.clusters = kept.iter().fold(0, |sum, (release, _)| sum.saturating_add(release.count));
+        self.clusters = kept.iter().fold(0, |sum, waiting| sum.saturating_add(waiting.release.count));
         self.left = (kept.len(), self.clusters, settled);
-        core::mem::replace(&mut self.waiting, kept).into_iter().map(|(release, _)| release).collect()
+        core::mem::replace(&mut self.waiting, kept)
     }
 
     /// What a commit would probably free: entries and clusters. What the last one had to leave, the next would too,
@@ -162,19 +170,34 @@ impl Metadata {
     /// What [`Metadata::release`] asks before it does anything: for those who still have to take the reference out of
     /// memory, which can fail too.
     pub(crate) fn refuse_unreferenced(&mut self, storage: &impl ReadStorage, release: Quarantined) -> Result<()> {
-        for n in 0..release.count {
-            let cluster = release.first.saturating_add(n);
-            if self.refcounts.get(storage, cluster)? == 0 {
-                return Err(Error::corrupt(Structure::RefcountBlock, "a cluster in use has refcount 0")
-                    .at_host(self.geometry.host_start(cluster).get()));
-            }
-        }
-        Ok(())
+        self.refuse_fewer(storage, release, 1)
+    }
+
+    /// Refuses clusters with fewer references than they are about to lose.
+    pub(super) fn refuse_fewer(
+        &mut self,
+        storage: &impl ReadStorage,
+        release: Quarantined,
+        references: u64,
+    ) -> Result<()> {
+        let found = self.refcounts.find(storage, release.first, release.count, |refcount| refcount < references)?;
+        let Some((at, refcount)) = found else { return Ok(()) };
+        let what = match references {
+            1 => "a cluster in use has refcount 0".into(),
+            _ => alloc::format!("a cluster with {references} references has refcount {refcount}"),
+        };
+        let host = self.geometry.host_start(release.first.saturating_add(at)).get();
+        Err(Error::corrupt(Structure::RefcountBlock, what).at_host(host))
     }
 
     /// What [`Metadata::refuse_unreferenced`] did not refuse.
     pub(crate) fn release_sound(&mut self, release: Quarantined) {
-        self.quarantine.add(release);
+        self.release_often(release, 1);
+    }
+
+    /// What [`Metadata::refuse_fewer`] did not refuse: each cluster loses so many references at once.
+    pub(super) fn release_often(&mut self, release: Quarantined, references: u64) {
+        self.quarantine.add(release, references);
     }
 
     /// Whether an operation should commit before it makes more dirty.
@@ -342,9 +365,10 @@ impl Metadata {
     fn empty_quarantine(&mut self, storage: &impl Storage) -> Result<()> {
         let mut all_freed: Vec<(HostCluster, bool)> = Vec::new();
         let mut result = Ok(());
-        for release in self.quarantine.take_settled() {
+        for Waiting { release, references, .. } in self.quarantine.take_settled() {
             let mut freed = Vec::new();
-            if let Err(error) = self.refcounts.decrement(storage, release.first, release.count, &mut freed) {
+            let (first, count) = (release.first, release.count);
+            if let Err(error) = self.refcounts.decrement_by(storage, first, count, references, &mut freed) {
                 result = Err(error);
             }
             all_freed.extend(freed.into_iter().map(|cluster| (cluster, release.pass)));

@@ -56,6 +56,9 @@ impl Metadata {
                 Error::corrupt(Structure::RefcountBlock, "an L2 table in use has refcount 0").at_host(table.get())
             );
         }
+        if self.says_nothing(storage, table) {
+            return Ok(());
+        }
         for index in 0..self.geometry.l2_entries() {
             let (slot, within) = self.slices.load(storage, table, index)?;
             let raw = self.slices.entry(slot, within);
@@ -100,19 +103,13 @@ impl Metadata {
         }
         let run = self.allocate_exact(storage, 1)?;
         let start = self.geometry.host_start(run.first);
-        let mut more = 1u64;
-        let mut made = storage
+        let zeroed = storage
             .write_zeroes(start.get(), self.geometry.cluster_size(), ZeroMode::MayUnmap)
             .map_err(|e| Error::from(e).at_host(start.get()));
         self.unsynced = true;
-        while made.is_ok() && more < uses {
-            made = self.refcounts.increment(storage, run.first, 1);
-            more = more.saturating_add(u64::from(made.is_ok()));
-        }
+        let made = zeroed.and_then(|()| self.refcounts.increment_by(storage, run.first, 1, uses.saturating_sub(1)));
         if let Err(error) = made {
-            for _ in 0..more {
-                self.undo_allocation(storage, run)?;
-            }
+            self.undo_allocation(storage, run)?;
             return Err(error);
         }
         Ok(self.full(HostRef { offset: start, copied }))
@@ -134,10 +131,10 @@ impl Metadata {
             return Ok(self.full(HostRef { offset: host.offset, copied }));
         }
         // A snapshot may read data there.
+        let old = Quarantined { first: cluster, count: 1, pass: self.options.pass_discard_other };
+        self.refuse_fewer(storage, old, uses)?;
         let new = self.expand_plain(storage, uses, copied, expansion)?;
-        for _ in 0..uses {
-            self.release(storage, Quarantined { first: cluster, count: 1, pass: self.options.pass_discard_other })?;
-        }
+        self.release_often(old, uses);
         Ok(new)
     }
 

@@ -20,6 +20,7 @@ pub(crate) mod rebuild;
 mod refcounts;
 mod slices;
 mod snapshot_table;
+mod sparse;
 mod trees;
 
 use alloc::collections::BTreeSet;
@@ -47,6 +48,7 @@ pub use overlap::OverlapChecks;
 pub(crate) use reader::TableReader;
 pub(crate) use snapshot_table::{joined, read_snapshot_table, visit_inactive_l1};
 pub use snapshot_table::{read_snapshots, snapshot_places};
+pub(crate) use sparse::is_hole;
 pub(crate) use trees::ActiveTable;
 
 use holes::Holes;
@@ -338,6 +340,12 @@ impl Metadata {
         mut visit: impl FnMut(&L2Entry, u64) -> bool,
     ) -> Result<()> {
         let per_slice = self.slices.entries_per_slice();
+        // Worth a question only where it can save reading several slices.
+        let long = count > per_slice && !self.slices.has(table, self.geometry.l2_index(first));
+        if long && self.says_nothing(storage, table) {
+            visit(&L2Entry::UNALLOCATED, count);
+            return Ok(());
+        }
         let mut done = 0u64;
         while done < count {
             let cluster = first.saturating_add(done);
@@ -431,6 +439,18 @@ impl Metadata {
     /// The refcount on record for a host cluster; quarantined references still count.
     pub(crate) fn refcount(&mut self, storage: &impl ReadStorage, cluster: HostCluster) -> Result<u64> {
         self.refcounts.get(storage, cluster)
+    }
+
+    /// How often refcounts were looked up or changed, block by block.
+    #[cfg(test)]
+    pub(crate) fn refcount_lookups(&self) -> u64 {
+        self.refcounts.lookups()
+    }
+
+    /// Counts references that nobody makes.
+    #[cfg(test)]
+    pub(crate) fn raise_refcount(&mut self, storage: &impl Storage, cluster: HostCluster, more: u64) -> Result<()> {
+        self.refcounts.increment_by(storage, cluster, 1, more)
     }
 
     /// How many clusters from `first` on are free, counted up to `most`.

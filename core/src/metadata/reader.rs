@@ -8,6 +8,9 @@ const HOLE_QUERY_MINIMUM: usize = 32 << 10;
 /// Offsets that no file reaches (QEMU's limit, 1 GiB below 2^63): reading there fails rather than giving zeros.
 const MAX_FILE_OFFSET: u64 = 0x7fff_ffff_c000_0000;
 
+/// How far before a table in a hole the begin of the hole is looked for at first.
+const FIRST_STEP: u64 = 1 << 20;
+
 /// Reads tables; remembers the extent that it met last.
 #[derive(Debug)]
 pub(crate) struct TableReader<'a, S: ?Sized> {
@@ -15,11 +18,13 @@ pub(crate) struct TableReader<'a, S: ?Sized> {
     file_length: u64,
     /// Start, end and kind of the extent that was asked for last.
     extent: (u64, u64, StorageExtentKind),
+    /// How far before a hole's table the next question looks for its begin.
+    step: u64,
 }
 
 impl<'a, S: ReadStorage + ?Sized> TableReader<'a, S> {
     pub(crate) fn new(storage: &'a S, file_length: u64) -> Self {
-        Self { storage, file_length, extent: (0, 0, StorageExtentKind::Unknown) }
+        Self { storage, file_length, extent: (0, 0, StorageExtentKind::Unknown), step: FIRST_STEP }
     }
 
     /// Fills `into`; past the end of the file with zeros. False means that all is zeros; `into` is untouched then.
@@ -43,8 +48,25 @@ impl<'a, S: ReadStorage + ?Sized> TableReader<'a, S> {
         if !(start..until).contains(&offset) {
             let extent = self.storage.next_extent(offset)?;
             self.extent = (offset, offset.saturating_add(extent.length), extent.kind);
+            self.look_before();
         }
         let (_, until, kind) = self.extent;
         Ok(kind == StorageExtentKind::Hole && end <= until)
+    }
+
+    /// A hole may begin far before the table that was asked for. Millions of tables can lie in one, in any order: each success
+    /// doubles what is known of it.
+    fn look_before(&mut self) {
+        let (start, until, kind) = self.extent;
+        if kind != StorageExtentKind::Hole || start == 0 {
+            return;
+        }
+        let before = start.saturating_sub(self.step);
+        let reaches = |length: u64| before.saturating_add(length) >= until;
+        let wider = self.storage.next_extent(before).is_ok_and(|found| found.kind == kind && reaches(found.length));
+        if wider {
+            self.extent = (before, until, kind);
+        }
+        self.step = if wider { self.step.saturating_mul(2) } else { FIRST_STEP };
     }
 }

@@ -271,7 +271,7 @@ struct Current<'a, S> {
 
 impl<S: ReadStorage> RefcountSource for Current<'_, S> {
     fn next_used(&mut self, from: u64) -> Result<Option<u64>> {
-        self.refcounts.next_block(from)
+        self.refcounts.next_block(self.storage, from)
     }
 
     fn refcounts(&mut self, first: u64, into: &mut [u64]) -> Result<()> {

@@ -12,6 +12,7 @@ use alloc::vec::Vec;
 
 use byteorder::{BigEndian, ByteOrder};
 
+use super::sparse::is_hole;
 use crate::error::{Error, ErrorKind, Result, Structure};
 use crate::format::{
     Geometry, HostCluster, HostOffset, MAX_HOST_OFFSET, decode_refcount_table_entry, encode_refcount_table_entry,
@@ -140,18 +141,30 @@ impl Refcounts {
 
     /// The block behind a table entry, loaded if need be; `None` where there is none (all refcounts are 0).
     fn block(&mut self, storage: &impl ReadStorage, table_index: u64) -> Result<Option<&mut Block>> {
+        self.find_block(storage, table_index, true)
+    }
+
+    /// As [`Refcounts::block`], for those who only look: `None` also for a block in a hole, whose refcounts are 0 too.
+    fn used_block(&mut self, storage: &impl ReadStorage, table_index: u64) -> Result<Option<&mut Block>> {
+        self.find_block(storage, table_index, false)
+    }
+
+    fn find_block(&mut self, storage: &impl ReadStorage, index: u64, holes: bool) -> Result<Option<&mut Block>> {
         self.clock = self.clock.saturating_add(1);
         let clock = self.clock;
-        if !self.blocks.contains_key(&table_index) {
-            let Some(offset) = self.block_offset(table_index)? else { return Ok(None) };
+        if !self.blocks.contains_key(&index) {
+            let Some(offset) = self.block_offset(index)? else { return Ok(None) };
+            if !holes && is_hole(storage, offset.get(), self.geometry.cluster_size()) {
+                return Ok(None);
+            }
             self.evict_clean();
             let mut bytes = vec![0u8; self.geometry.cluster_len()];
             storage
                 .read_at(offset.get(), &mut bytes)
-                .map_err(|e| Error::from(e).in_structure(Structure::RefcountBlock).at_index(table_index))?;
-            self.blocks.insert(table_index, Block { bytes, dirty: false, used: clock });
+                .map_err(|e| Error::from(e).in_structure(Structure::RefcountBlock).at_index(index))?;
+            self.blocks.insert(index, Block { bytes, dirty: false, used: clock });
         }
-        let Some(block) = self.blocks.get_mut(&table_index) else { return Ok(None) };
+        let Some(block) = self.blocks.get_mut(&index) else { return Ok(None) };
         block.used = clock;
         Ok(Some(block))
     }
@@ -174,7 +187,7 @@ impl Refcounts {
     pub(crate) fn get(&mut self, storage: &impl ReadStorage, cluster: HostCluster) -> Result<u64> {
         let order = self.geometry.refcount_order();
         let index = self.geometry.refcount_block_index(cluster);
-        let block = self.block(storage, self.geometry.refcount_table_index(cluster))?;
+        let block = self.used_block(storage, self.geometry.refcount_table_index(cluster))?;
         Ok(block.and_then(|block| read_refcount(&block.bytes, index, order)).unwrap_or(0))
     }
 
@@ -188,7 +201,7 @@ impl Refcounts {
             let in_block = self.geometry.refcount_block_entries().saturating_sub(within);
             let here = usize::try_from(in_block).unwrap_or(usize::MAX).min(rest.len());
             let (head, tail) = rest.split_at_mut(here);
-            match self.block(storage, self.geometry.refcount_table_index(cluster))? {
+            match self.used_block(storage, self.geometry.refcount_table_index(cluster))? {
                 None => head.fill(0),
                 Some(block) => {
                     for (index, value) in (within..).zip(head) {
@@ -202,11 +215,11 @@ impl Refcounts {
         Ok(())
     }
 
-    /// The first cluster from `from` on that has a refcount block.
-    pub(super) fn next_block(&self, from: u64) -> Result<Option<u64>> {
+    /// The first cluster from `from` on that has a refcount block, unless the block lies in a hole.
+    pub(super) fn next_block(&mut self, storage: &impl ReadStorage, from: u64) -> Result<Option<u64>> {
         let first = self.geometry.refcount_table_index(HostCluster::new(from));
         for index in first..u64::try_from(self.table.len()).unwrap_or(u64::MAX) {
-            if self.block_offset(index)?.is_some() {
+            if self.used_block(storage, index)?.is_some() {
                 let start = index.saturating_mul(self.geometry.refcount_block_entries());
                 return Ok(Some(start.max(from)));
             }
@@ -229,7 +242,7 @@ impl Refcounts {
             let cluster = first.saturating_add(done);
             let within = self.geometry.refcount_block_index(cluster);
             let here = count.saturating_sub(done).min(self.geometry.refcount_block_entries().saturating_sub(within));
-            let block = self.block(storage, self.geometry.refcount_table_index(cluster))?;
+            let block = self.used_block(storage, self.geometry.refcount_table_index(cluster))?;
             let refcount = |n: u64| {
                 let index = within.saturating_add(n);
                 block.as_ref().and_then(|block| read_refcount(&block.bytes, index, order)).unwrap_or(0)
@@ -256,7 +269,7 @@ impl Refcounts {
         let (order, entries) = (self.geometry.refcount_order(), self.geometry.refcount_block_entries());
         let blocks = clusters.div_ceil(entries.max(1)).min(u64::try_from(self.table.len()).unwrap_or(u64::MAX));
         for table_index in (0..blocks).rev() {
-            let Some(block) = self.block(storage, table_index)? else { continue };
+            let Some(block) = self.used_block(storage, table_index)? else { continue };
             let first = table_index.saturating_mul(entries);
             let inside = clusters.saturating_sub(first).min(entries);
             let used = (0..inside).rev().find(|&n| read_refcount(&block.bytes, n, order).is_some_and(|r| r > 0));
@@ -269,6 +282,17 @@ impl Refcounts {
 
     /// Adds one reference to each cluster of the range, making blocks where there are none.
     pub(crate) fn increment(&mut self, storage: &impl Storage, first: HostCluster, count: u64) -> Result<()> {
+        self.increment_by(storage, first, count, 1)
+    }
+
+    /// As [`Refcounts::increment`], `more` references at once. All or nothing.
+    pub(crate) fn increment_by(
+        &mut self,
+        storage: &impl Storage,
+        first: HostCluster,
+        count: u64,
+        more: u64,
+    ) -> Result<()> {
         self.cover(storage, first, count)?;
         self.high_water = self.high_water.max(first.get().saturating_add(count));
         let (order, most) = (self.geometry.refcount_order(), self.geometry.max_refcount());
@@ -284,10 +308,11 @@ impl Refcounts {
             let full = (0..here).find(|&n| {
                 let index = within.saturating_add(n);
                 let value = read_refcount(&block.bytes, index, order).unwrap_or(most);
-                value >= most || write_refcount(&mut block.bytes, index, order, value.saturating_add(1)).is_none()
+                let sum = value.checked_add(more).filter(|&sum| sum <= most);
+                sum.and_then(|sum| write_refcount(&mut block.bytes, index, order, sum)).is_none()
             });
             if let Some(full) = full {
-                self.decrement(storage, first, done.saturating_add(full), &mut Vec::new())?;
+                self.decrement_by(storage, first, done.saturating_add(full), more, &mut Vec::new())?;
                 return Err(Error::new(ErrorKind::Limit("refcount would exceed its width".into()))
                     .in_structure(Structure::RefcountBlock)
                     .at_host(self.geometry.host_start(cluster.saturating_add(full)).get()));
@@ -309,13 +334,29 @@ impl Refcounts {
         count: u64,
         freed: &mut Vec<HostCluster>,
     ) -> Result<()> {
+        self.decrement_by(storage, first, count, 1, freed)
+    }
+
+    /// As [`Refcounts::decrement`], `references` at once. A refcount that is lower becomes 0, and is an error.
+    pub(crate) fn decrement_by(
+        &mut self,
+        storage: &impl ReadStorage,
+        first: HostCluster,
+        count: u64,
+        references: u64,
+        freed: &mut Vec<HostCluster>,
+    ) -> Result<()> {
         let mut underflow = None;
         for n in 0..count {
             let cluster = first.saturating_add(n);
-            let Some(less) = self.get(storage, cluster)?.checked_sub(1) else {
+            let refcount = self.get(storage, cluster)?;
+            if refcount < references {
                 underflow.get_or_insert(cluster);
-                continue;
-            };
+                if refcount == 0 {
+                    continue;
+                }
+            }
+            let less = refcount.saturating_sub(references);
             self.set(storage, cluster, less)?;
             if less == 0 {
                 self.hint = self.hint.min(cluster.get());
@@ -453,7 +494,7 @@ impl Refcounts {
                 // However long the file says it is: nothing is counted behind the table.
                 return Ok(most);
             }
-            let free = match self.block(storage, index)? {
+            let free = match self.used_block(storage, index)? {
                 None => rest,
                 Some(block) => run_of(&block.bytes, within, order, rest.min(most.saturating_sub(length)), true),
             };
@@ -472,7 +513,7 @@ impl Refcounts {
             let within = self.geometry.refcount_block_index(cluster);
             let rest = self.geometry.refcount_block_entries().saturating_sub(within);
             let order = self.geometry.refcount_order();
-            let used = match self.block(storage, self.geometry.refcount_table_index(cluster))? {
+            let used = match self.used_block(storage, self.geometry.refcount_table_index(cluster))? {
                 None => 0,
                 Some(block) => run_of(&block.bytes, within, order, rest, false),
             };
@@ -507,6 +548,12 @@ impl Refcounts {
     /// One more than the highest cluster that was ever taken since the image was opened.
     pub(crate) fn high_water(&self) -> u64 {
         self.high_water
+    }
+
+    /// How often a block was asked for.
+    #[cfg(test)]
+    pub(super) fn lookups(&self) -> u64 {
+        self.clock
     }
 
     /// Whether new blocks or a new table wait to be linked.

@@ -81,6 +81,25 @@ impl SliceCache {
         self.dirty.len() >= self.capacity.saturating_sub(self.capacity / 4)
     }
 
+    /// Whether a slice of the table at `table` waits for a commit.
+    pub(crate) fn has_dirty(&self, table: HostOffset) -> bool {
+        self.dirty.range(table.get()..table.get().saturating_add(self.table_bytes)).next().is_some()
+    }
+
+    /// Whether the slice that holds entry `index` of the table at `table` is in memory.
+    pub(crate) fn has(&self, table: HostOffset, index: u64) -> bool {
+        let (key, _) = self.place(table, index);
+        self.last.is_some_and(|(last, _)| last == key) || self.index.contains_key(&key)
+    }
+
+    /// The slice that holds entry `index` of the table at `table`, and the place of the entry in it.
+    fn place(&self, table: HostOffset, index: u64) -> (SliceKey, u64) {
+        let per_slice = self.entries_per_slice().max(1);
+        let slice = index.checked_div(per_slice).unwrap_or(0);
+        let within = index.checked_rem(per_slice).unwrap_or(0);
+        (table.get().saturating_add(slice.saturating_mul(self.slice_bytes)), within)
+    }
+
     /// Loads the slice that holds entry `index` of the table at `table`; gives its slot and the entry within it.
     pub(crate) fn load(
         &mut self,
@@ -88,10 +107,7 @@ impl SliceCache {
         table: HostOffset,
         index: u64,
     ) -> Result<(SliceSlot, u64)> {
-        let per_slice = self.entries_per_slice().max(1);
-        let slice = index.checked_div(per_slice).unwrap_or(0);
-        let within = index.checked_rem(per_slice).unwrap_or(0);
-        let key = table.get().saturating_add(slice.saturating_mul(self.slice_bytes));
+        let (key, within) = self.place(table, index);
         if let Some((last, slot)) = self.last
             && last == key
         {

@@ -254,6 +254,10 @@ impl<B: ReadStorage> ReadStorage for OverlayStorage<B> {
             found = Some(extent.kind);
             // A base that breaks its promise with an empty extent must not make this loop endless.
             at = at.saturating_add(extent.length.max(1)).min(end);
+            if at < end {
+                // Of the same source, what follows is of another kind: to ask for it would cost as much again.
+                break;
+            }
         }
         let kind = found.unwrap_or(StorageExtentKind::Hole);
         Ok(StorageExtent { kind, length: at.saturating_sub(offset) })

@@ -14,7 +14,8 @@ const WINDOW_BYTES: u64 = 2 << 20;
 const PORTION_JOBS: usize = 64;
 /// A batch ends after so many segments, for the sake of memory.
 const BATCH_SEGMENTS: usize = 1 << 15;
-/// One question to a source covers no more, so that progress can be told.
+/// The first question to a source covers no more, so that progress can be told. Where the answer is one run of zeros the next
+/// covers twice as much: a disk can claim exabytes of nothing.
 const QUESTION_BYTES: u64 = 4 << 30;
 
 /// Jobs in the order of the disk.
@@ -131,6 +132,8 @@ pub(super) struct Planner {
     at: u64,
     /// What was learned beyond `at`: up to where, and what it is from `at` on.
     known: Option<(u64, Kind)>,
+    /// Bytes of the next question.
+    question: u64,
     window: u64,
     /// Runs that need no reading are cut out of the windows in multiples of this, a power of two.
     grain: u64,
@@ -174,6 +177,7 @@ impl Planner {
             starts,
             at: 0,
             known: None,
+            question: QUESTION_BYTES,
             window: WINDOW_BYTES.max(cluster),
             grain: rules.grain(),
             whole: if options.compress { cluster } else { 1 },
@@ -289,15 +293,20 @@ impl Planner {
         let (start, source_end) = (self.starts[source], self.starts[source + 1]);
         let offset = self.at - start;
         let disk = &mut sources[source];
-        let limit = (source_end - self.at).min(QUESTION_BYTES);
+        let limit = (source_end - self.at).min(self.question);
         let failed = |error| ConvertError::Read { source, offset, error };
         let (length, kind) = match &self.backing {
             Some(backing) if self.at >= self.forced_to => backing.ask(disk, offset, limit).map_err(failed)?,
             _ => {
                 let limit = if self.backing.is_some() { limit.min(self.forced_to - self.at) } else { limit };
                 let extent = disk.next_extent(offset, limit).map_err(failed)?;
+                let extent = disk.without_holes(extent);
                 (extent.length, if extent.is_zero() { Kind::Zero } else { Kind::Data { source, extent } })
             }
+        };
+        self.question = match length >= self.question && !matches!(kind, Kind::Data { .. }) {
+            true => self.question.saturating_mul(2),
+            false => QUESTION_BYTES,
         };
         let mut end = self.at + length.max(1).min(limit);
         if self.backing.is_some() && self.whole > 1 && self.at >= self.forced_to {
@@ -329,6 +338,7 @@ impl Backing {
             .filter(|&border| border > offset)
             .fold(limit, |limit, border| limit.min(border - offset));
         let extent = disk.next_local_extent(offset, limit)?;
+        let extent = disk.without_holes(extent);
         let left_out = match extent.content {
             Content::Unallocated => self.source.is_some_and(|size| offset < size),
             Content::Zero { .. } | Content::Data { .. } | Content::Compressed { .. } => false,
@@ -341,5 +351,47 @@ impl Backing {
             Kind::Data { source: 0, extent }
         };
         Ok((extent.length, kind))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use qcowkit_core::image::{CreateOptions, Image, Preallocation};
+
+    use super::*;
+    use crate::disk::RawDisk;
+    use crate::file::{FileAccess, FileStorage};
+
+    /// A terabyte that is mapped and was never written, but for some bytes in the middle.
+    #[test]
+    fn data_in_large_holes_are_not_read() {
+        const SIZE: u64 = 1 << 40;
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| FileStorage::open(folder.path().join(name), FileAccess::CreateNew).unwrap();
+        let create = CreateOptions { cluster_size: 2 << 20, ..CreateOptions::default() };
+        let mut image = Image::create(file("source"), SIZE, &create).unwrap();
+        image.preallocate(0, SIZE, Preallocation::Metadata).unwrap();
+        image.write_at(SIZE / 2 + 100, &[1; 5000]).unwrap();
+        let mut sources = [Disk::Qcow2(Box::new(image))];
+        let target = Disk::Raw(RawDisk::new(file("target"), &Default::default()).unwrap());
+        for backing in [false, true] {
+            let options = ConvertOptions { backing, ..ConvertOptions::default() };
+            let rules = Rules::new(&target, &options);
+            let mut planner = Planner::new(&sources, &target, &rules, &options, SIZE);
+            let (mut data, mut copied, mut all) = (0, 0, 0);
+            loop {
+                let batch = planner.next_batch(&mut sources).unwrap();
+                if batch.is_empty() {
+                    break;
+                }
+                data += batch.data_bytes;
+                all += batch.jobs.iter().map(|job| job.length).sum::<u64>();
+                let copies = batch.jobs.iter().filter(|job| matches!(job.work, Work::Copy(_)));
+                copied += copies.map(|job| job.length).sum::<u64>();
+            }
+            assert_eq!(all, SIZE);
+            assert!((5000..=4 << 20).contains(&data), "{data} bytes would be read");
+            assert!(copied <= 4 << 20, "{copied}");
+        }
     }
 }

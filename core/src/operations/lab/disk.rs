@@ -1,7 +1,7 @@
 //! The disks of the lab: empty, or the skeleton of an image, with its metadata and without its data.
 
 use alloc::rc::Rc;
-use alloc::vec;
+use alloc::vec::Vec;
 
 use super::LabConfig;
 use super::replay::counting;
@@ -90,7 +90,7 @@ impl<S: ReadStorage + ?Sized> Copy<'_, S> {
     fn range(&self, offset: u64, length: u64) -> Result<()> {
         const PIECE: u64 = 1 << 20;
         let end = offset.saturating_add(length).min(self.from.len()?);
-        let mut buffer = vec![0u8; usize::try_from(length.min(PIECE)).unwrap_or(0)];
+        let mut buffer = Vec::new();
         let mut at = offset;
         while at < end {
             let extent = self.from.next_extent(at)?;
@@ -101,6 +101,8 @@ impl<S: ReadStorage + ?Sized> Copy<'_, S> {
             }
             let here = extent.length.max(1).min(end.saturating_sub(at)).min(PIECE);
             let piece = usize::try_from(here).unwrap_or(0);
+            // Made where something is read: millions of tables can lie in one hole.
+            buffer.resize(piece.max(buffer.len()), 0u8);
             let Some(bytes) = buffer.get_mut(..piece) else { break };
             self.from.read_at(at, bytes)?;
             // The copy reads as zeros where nothing is written: what is a hole stays one.

@@ -9,6 +9,7 @@ use super::findings::{RepairAction, RepairFinding};
 use super::workbench::{Stage, StageWriter, Workbench};
 use crate::error::{Result, Structure};
 use crate::format::{Geometry, HostCluster, counted, decode_refcount_table_entry, read_refcount, write_refcount};
+use crate::metadata::is_hole;
 use crate::metadata::rebuild::{NewRefcounts, RefcountSource};
 use crate::operations::check::{Counts, Examined, FindingKind, Severity};
 use crate::operations::walk::{BlockPlace, RefcountTable};
@@ -225,7 +226,8 @@ fn clear_behind<S: ReadStorage>(bench: &mut Workbench<'_, S>, examined: &Examine
     let first_block = end.checked_div(per_block).unwrap_or(0);
     for index in first_block..u64::try_from(examined.table.entries().len()).unwrap_or(0) {
         let BlockPlace::At(place) = examined.table.block(index) else { continue };
-        if !is_own_block(bench, counts, place.get()) {
+        let zeros = is_hole(&bench.overlay, place.get(), geometry.cluster_size());
+        if zeros || !is_own_block(bench, counts, place.get()) {
             continue;
         }
         let mut bytes = vec![0u8; geometry.cluster_len()];

@@ -1,0 +1,35 @@
+//! Data that lie in holes of their file: zeros, as who copies or compares them need not find out by reading.
+
+use super::{Content, Extent, Image};
+use crate::storage::{Storage, StorageExtentKind};
+
+/// Shorter holes among data are read: to ask for each takes as long, and copies would come out in smaller parts.
+const LEAST_HOLE: u64 = 1 << 20;
+
+impl<S: Storage> Image<S> {
+    /// An extent that [`Image::next_extent`] gave, as far as it is either data or a large hole (1 MiB or more) of the file
+    /// that holds them: data end where such a hole begins, and what begins in one is [`Content::Zero`]. Entries may map
+    /// terabytes that were never written. All other extents, and data that are encrypted, stay what they are.
+    #[must_use]
+    pub fn without_holes(&self, extent: Extent) -> Extent {
+        let Content::Data { host_offset } = extent.content else { return extent };
+        // Where the data cannot be had, or are not the guest's, the reader is told why.
+        let Ok(source) = self.data_at_depth(extent.depth) else { return extent };
+        let mut done = 0u64;
+        while done < extent.length {
+            let Ok(found) = source.next_extent(host_offset.get().saturating_add(done)) else { return extent };
+            let left = extent.length.saturating_sub(done);
+            // Past the end there is nothing any more.
+            let length = if found.length == 0 { left } else { found.length.min(left) };
+            let large = found.length == 0 || found.length >= LEAST_HOLE;
+            match (found.kind == StorageExtentKind::Hole && large, done) {
+                (false, _) => done = done.saturating_add(length),
+                (true, 0) => {
+                    return Extent { length, content: Content::Zero { host_offset: Some(host_offset) }, ..extent };
+                }
+                (true, _) => return Extent { length: done, ..extent },
+            }
+        }
+        extent
+    }
+}
