@@ -2,22 +2,27 @@
 //! which it began, and the image is sound. Power cuts are in `power_cuts.rs`.
 
 use qcowkit_core::ErrorKind;
-use qcowkit_core::storage::{FailingStorage, FailureRule, MemoryStorage};
+use qcowkit_core::storage::{FailingStorage, MemoryStorage};
 use qcowkit_trial::Rng;
 use qcowkit_trial::bitmaps::{base, contents, judge, open, step};
-use qcowkit_trial::failures::each_fault;
+use qcowkit_trial::failures::{Struck, each_fault};
 
-/// A session whose storage fails once or for good; whatever the callers are told, the bitmap never lies.
-fn fail(rule: FailureRule, start: &[u8], began: &[u8]) -> Result<bool, String> {
+/// A session whose storage fails once or for good; the callers are told, and the bitmap never lies. Bitmaps are stored at
+/// the end, by a storage that still fails or by one that does not any more.
+fn fail(fault: &Struck, start: &[u8], began: &[u8], heals: bool) -> Result<bool, String> {
     let storage = MemoryStorage::from_bytes(start);
     let mut image = open(FailingStorage::new(&storage)).unwrap();
-    image.storage().fail(rule);
+    image.storage().fail(fault.rule.clone());
     let mut rng = Rng::new(5);
     let mut told = 0;
     for _ in 0..16 {
         let before = image.storage().failures();
-        if let Err(error) = step(&mut image, &mut rng) {
-            let struck = image.storage().failures() > before;
+        let done = step(&mut image, &mut rng);
+        let struck = image.storage().failures() > before;
+        if done.is_ok() {
+            fault.answered(&done, struck)?;
+        }
+        if let Err(error) = done {
             let allowed =
                 matches!(error.kind(), ErrorKind::Poisoned(_) | ErrorKind::InvalidArgument(_) | ErrorKind::Corrupt(_));
             if !struck && !allowed {
@@ -27,17 +32,26 @@ fn fail(rule: FailureRule, start: &[u8], began: &[u8]) -> Result<bool, String> {
         }
     }
     let failures = image.storage().failures();
-    image.storage().heal();
-    let closed = image.close();
+    let mut struck = failures > 0;
+    if heals {
+        image.storage().heal();
+    }
+    let closed = image.finish();
+    struck |= image.storage().failures() > failures;
+    if closed.is_ok() {
+        fault.answered(&closed, image.storage().failures() > failures)?;
+    }
+    drop(image);
     judge(&storage, began).map_err(|error| format!("{error} ({failures} failures, {told} told, {closed:?})"))?;
-    Ok(failures > 0)
+    Ok(struck)
 }
 
 #[test]
 fn every_call_may_fail_and_the_bitmap_does_not_lie() {
     let start = base(1);
     let began = contents(&mut open(MemoryStorage::from_bytes(&start)).unwrap());
-    let cases = each_fault(&[], |fault| fail(fault.rule.clone(), &start, &began));
+    let run = |heals| each_fault(&[], |fault| fail(fault, &start, &began, heals));
+    let cases = run(true) + run(false);
     println!("{cases} failures");
     assert!(cases > 100, "{cases}");
 }
