@@ -1,5 +1,6 @@
 //! One open image for many threads, and a storage that fails: the error reaches the call that met it, nobody waits for
 //! ever, later calls work or say that the image does not, and nothing that was flushed is lost.
+#![cfg(unix)]
 
 use std::cell::Cell;
 use std::sync::mpsc::channel;
@@ -361,7 +362,6 @@ const PIECE: usize = 64 << 10;
 
 /// A real file that must not grow any more, under a disk of either format: the shell's limit of a file's size stands for a
 /// file system that is full. In a process of its own, whose limit it is.
-#[cfg(unix)]
 #[test]
 fn a_shared_disk_without_space_goes_on() {
     if let Some(folder) = std::env::var_os(LIMITED) {
@@ -388,7 +388,6 @@ fn a_shared_disk_without_space_goes_on() {
     assert_eq!(told.matches("went on").count(), 2, "{told}");
 }
 
-#[cfg(unix)]
 fn shared_disk(path: &std::path::Path, format: LayerFormat, access: FileAccess) -> SharedDisk {
     let storage = FileStorage::open(path, access).unwrap();
     let read_only = OpenOptions::default().read_only();
@@ -399,7 +398,6 @@ fn shared_disk(path: &std::path::Path, format: LayerFormat, access: FileAccess) 
     })
 }
 
-#[cfg(unix)]
 fn fill_until_it_fails(path: &std::path::Path, format: LayerFormat) {
     let disk = shared_disk(path, format, FileAccess::Write);
     let offset = |n: usize| (n * PIECE) as u64;
