@@ -35,8 +35,12 @@ impl<S: Storage> Image<S> {
         self.refuse_snapshots_without_size()?;
         self.begin_writing()?;
         self.start_resizing_bitmaps(size)?;
-        if size < old { self.shrink(size) } else { self.grow(old, size, mode) }?;
-        self.bitmaps_resized(old);
+        let resized = if size < old { self.shrink(size) } else { self.grow(old, size, mode) };
+        if resized.is_ok() || self.virtual_size() != old {
+            // What fails when the new size is there already leaves bitmaps of that size.
+            self.bitmaps_resized(old);
+        }
+        resized?;
         self.save_bitmaps()
     }
 
