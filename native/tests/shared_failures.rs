@@ -323,7 +323,7 @@ fn a_call_of_two_threads_fails_and_neither_waits_for_ever() {
         each_fault(&[], |fault| {
             round += 1;
             // Each third, and in each round others: a call that is not tried now is tried in another place.
-            if round % 3 > 0 {
+            if !round.is_multiple_of(3) {
                 return Ok(true);
             }
             let disks = [Faulty::new(&case.files[0]), Faulty::new(&case.files[1])];
@@ -372,7 +372,7 @@ fn a_shared_disk_without_space_goes_on() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let image = FileStorage::open(&folder.path().join("qcow2"), FileAccess::CreateNew).unwrap();
+    let image = FileStorage::open(folder.path().join("qcow2"), FileAccess::CreateNew).unwrap();
     Image::create(image, 4 << 20, &CreateOptions::default()).unwrap().close().unwrap();
     std::fs::File::create(folder.path().join("raw")).unwrap().set_len(4 << 20).unwrap();
     let name = "a_shared_disk_without_space_goes_on";
