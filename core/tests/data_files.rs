@@ -7,7 +7,7 @@ use qcowkit_core::operations::check;
 use qcowkit_core::storage::{MemoryStorage, ReadStorage};
 use qcowkit_trial::Rng;
 use qcowkit_trial::data_files::{SIZE, bytes_of, contents, open, scenario, step};
-use qcowkit_trial::files::{Log, Logged};
+use qcowkit_trial::files::{Log, Logged, Survives, cut_files};
 
 #[test]
 fn the_guest_and_a_raw_file_show_the_same_under_every_policy() {
@@ -51,6 +51,50 @@ fn the_guest_and_a_raw_file_show_the_same_under_every_policy() {
         let report = check(&disk, &HeaderArea::parse(&disk.bytes()).unwrap(), &mut |_| ()).unwrap();
         assert_eq!(report.corruptions + report.leaks + report.check_errors, 0, "seed {seed}: {report:?}");
     }
+}
+
+/// A cut while the size changes leaves the old disk or the new one, and a raw file that shows the same.
+#[test]
+fn a_cut_while_a_raw_disk_is_resized() {
+    let mut states = 0;
+    for seed in (0..24).step_by(2) {
+        let scenario = scenario(seed);
+        let log = Log::default();
+        let (disk, data) = (Logged::new(0, &[], &log), Logged::new(1, &[], &log));
+        let (create, open_options) = (&scenario.create, scenario.open.clone());
+        let image = Image::create_with_data_file(disk.clone(), data.clone(), SIZE as u64, create, open_options);
+        let mut image = image.unwrap();
+        image.write_at(700, &vec![5; SIZE - 9000]).unwrap();
+        image.write_zeroes(40_000, 9000, true).unwrap();
+        image.close().unwrap();
+        let before = contents(&mut open(disk.clone(), data.clone(), &scenario.open));
+        for size in [SIZE / 3 / 512 * 512, SIZE * 2] {
+            let files = vec![disk.bytes(), data.bytes()];
+            let (a, b) = (Logged::new(0, &files[0], &log), Logged::new(1, &files[1], &log));
+            let mut image = open(a, b, &scenario.open);
+            log.borrow_mut().clear();
+            image.resize(size as u64).unwrap();
+            let events = log.borrow().clone();
+            let mut rng = Rng::new(seed);
+            for end in 0..=events.len() {
+                for survives in Survives::EACH {
+                    let cut = cut_files(&files, &events[..end], survives, &mut rng);
+                    let what = format!("seed {seed}, to {size}, {end} of {} events, {survives:?}", events.len());
+                    let view = bytes_of(&cut[1], SIZE * 2);
+                    let area = HeaderArea::parse(&cut[0].to_vec().unwrap()).unwrap();
+                    let report = check(&cut[0], &area, &mut |_| ()).unwrap();
+                    assert_eq!(report.corruptions + report.check_errors, 0, "{what}: {report:?}");
+                    let got = contents(&mut open(&cut[0], &cut[1], &scenario.open));
+                    assert!([SIZE, size].contains(&got.len()), "{what}");
+                    let shown = before.iter().copied().chain(std::iter::repeat(0));
+                    assert!(got.iter().copied().eq(shown.take(got.len())), "{what}: the disk");
+                    assert!(got == view[..got.len()], "{what}: the raw file");
+                    states += 1;
+                }
+            }
+        }
+    }
+    assert!(states > 500, "{states}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ use super::session::SECTOR;
 pub const SIZE: usize = 200 * SECTOR;
 
 /// Opens the data file, whatever its name.
-struct Give<S>(Option<S>);
+pub struct Give<S>(pub Option<S>);
 
 impl<S> Opener<S> for Give<S> {
     fn open(&mut self, reference: &Reference<'_>) -> qcowkit_core::Result<Found<S>> {

@@ -3,7 +3,8 @@
 //! [`session`] records random operations on an image with the guest's contents beside it; [`cuts`] makes the states that a
 //! power cut may leave of what was recorded; [`walk`] judges an image without any code of the core. Each of [`amend`],
 //! [`bitmaps`], [`chains`], [`data_files`], [`disks`], [`keys`] and [`repairs`] knows how one kind of operation is tried,
-//! and [`kinds`] lists them all. [`failures`] has storage fail. [`qemu`] does to QEMU what [`disks`] does to the core.
+//! and [`kinds`] lists them all. [`failures`] has storage fail, and [`faulty`] judges what becomes of an image that is in use
+//! then. [`qemu`] does to QEMU what [`disks`] does to the core.
 
 pub mod amend;
 pub mod bitmaps;
@@ -12,6 +13,7 @@ pub mod cuts;
 pub mod data_files;
 pub mod disks;
 pub mod failures;
+pub mod faulty;
 pub mod files;
 pub mod keys;
 pub mod kinds;

@@ -24,12 +24,21 @@ pub enum SlotChange {
 /// The key slots of a volume on storage.
 ///
 /// A slot is switched on when everything that it needs is durable, and its key material is overwritten when it is
-/// durable that it is off. No other slot is touched, and the words that switch slots lie within a sector each.
+/// durable that it is off. No other slot is touched, and the words that switch slots lie within a sector each. A slot in
+/// use whose key is replaced (forced) is overwritten while a free slot has the new key, so that one of the two opens the
+/// volume at every instant; where none is free, another slot is in use.
+///
+/// After a barrier that failed nothing is changed any more: what reached the disk is unknown, and the last key that
+/// really opens the volume could be erased.
 #[derive(Debug)]
 pub struct KeySlots<'a, S> {
     storage: &'a S,
     area: Area,
     header: LuksHeader,
+    /// Why nothing is changed any more.
+    poisoned: Option<String>,
+    /// The same of the image whose volume it is.
+    image: Option<&'a mut Option<String>>,
 }
 
 impl<'a, S: Storage> KeySlots<'a, S> {
@@ -38,10 +47,13 @@ impl<'a, S: Storage> KeySlots<'a, S> {
     /// # Errors
     /// No LUKS header is there; a storage that fails.
     pub fn read(storage: &'a S, (offset, length): (u64, u64)) -> Result<Self> {
-        let mut bytes = [0u8; LuksHeader::LENGTH];
-        storage.read_at(offset, &mut bytes)?;
-        let header = LuksHeader::parse(&bytes, offset)?;
-        Ok(Self { storage, area: Area { offset, length }, header })
+        let area = Area { offset, length };
+        Ok(Self { storage, area, header: read_header(storage, area)?, poisoned: None, image: None })
+    }
+
+    /// A barrier that fails poisons the image too.
+    pub(crate) fn of_image(self, poisoned: &'a mut Option<String>) -> Self {
+        Self { image: Some(poisoned), ..self }
     }
 
     /// The header as it is on storage.
@@ -71,7 +83,8 @@ impl<'a, S: Storage> KeySlots<'a, S> {
     ///
     /// # Errors
     /// No free slot; a slot in use, unless forced; a secret that QEMU would not take; key material in impossible places;
-    /// a storage that fails.
+    /// a storage that fails. What opened the volume still does then; of a slot whose key was to be replaced that may be
+    /// the new key, perhaps in another slot that was free.
     pub fn add(
         &mut self,
         master: &MasterKey,
@@ -82,6 +95,7 @@ impl<'a, S: Storage> KeySlots<'a, S> {
         random: &mut dyn RandomSource,
     ) -> Result<usize> {
         check_new_secret(secret)?;
+        self.begin()?;
         let index =
             match wanted {
                 Some(index) => index,
@@ -93,17 +107,14 @@ impl<'a, S: Storage> KeySlots<'a, S> {
         if old.active && change == SlotChange::Careful {
             return Err(Error::invalid(format!("the key slot {index} is in use: erase it first")));
         }
-        let mut slot = LuksSlot { active: false, iterations, stripes: STRIPES, ..old };
-        random.fill(&mut slot.salt)?;
-        let (material_offset, material) = {
-            let volume = Volume::new(&self.header, self.area)?;
-            let offset = self.free_material(&volume, index, &slot)?;
-            (offset, volume.seal(master, secret, &slot.salt, iterations, random)?)
-        };
-        self.store_slot(index, slot)?;
-        self.storage.write_at(material_offset, &material)?;
-        self.storage.barrier()?;
-        self.store_state(index, true)?;
+        let spare = if old.active { self.spare() } else { None };
+        if let Some(spare) = spare {
+            self.fill(spare, master, secret, iterations, random)?;
+        }
+        self.fill(index, master, secret, iterations, random)?;
+        if let Some(spare) = spare {
+            self.clear(spare, random)?;
+        }
         Ok(index)
     }
 
@@ -115,18 +126,74 @@ impl<'a, S: Storage> KeySlots<'a, S> {
         for &index in slots {
             self.slot(index)?;
         }
+        self.begin()?;
         let left = self.header.slots.iter().enumerate().filter(|(index, slot)| slot.active && !slots.contains(index));
         if left.count() == 0 && change == SlotChange::Careful {
             return Err(Error::invalid("that would erase the last key, and all data with it"));
         }
         for &index in slots {
-            self.store_state(index, false)?;
-            self.wipe(index, random)?;
-            let old = *self.slot(index)?;
-            self.store_slot(index, LuksSlot { active: false, iterations: 0, salt: [0; 32], ..old })?;
-            self.storage.barrier()?;
+            self.clear(index, random)?;
         }
         Ok(())
+    }
+
+    /// What must hold before a change: the header is as on storage, also after one that failed.
+    fn begin(&mut self) -> Result<()> {
+        if let Some(why) = &self.poisoned {
+            return Err(ErrorKind::Poisoned(why.clone()).into());
+        }
+        self.header = read_header(self.storage, self.area)?;
+        Ok(())
+    }
+
+    /// A slot that is off and can be switched on.
+    fn spare(&self) -> Option<usize> {
+        let volume = Volume::new(&self.header, self.area).ok()?;
+        let usable = |(index, slot): &(usize, &LuksSlot)| {
+            !slot.active && self.free_material(&volume, *index, &LuksSlot { stripes: STRIPES, ..**slot }).is_ok()
+        };
+        self.header.slots.iter().enumerate().find(usable).map(|(index, _)| index)
+    }
+
+    /// Puts a key into a slot and switches it on.
+    fn fill(
+        &mut self,
+        index: usize,
+        master: &MasterKey,
+        secret: &Secret,
+        iterations: u32,
+        random: &mut dyn RandomSource,
+    ) -> Result<()> {
+        let mut slot = LuksSlot { active: false, iterations, stripes: STRIPES, ..*self.slot(index)? };
+        random.fill(&mut slot.salt)?;
+        let (material_offset, material) = {
+            let volume = Volume::new(&self.header, self.area)?;
+            let offset = self.free_material(&volume, index, &slot)?;
+            (offset, volume.seal(master, secret, &slot.salt, iterations, random)?)
+        };
+        self.store_slot(index, slot)?;
+        self.storage.write_at(material_offset, &material)?;
+        self.barrier()?;
+        self.store_state(index, true)
+    }
+
+    /// Switches a slot off and overwrites what it had.
+    fn clear(&mut self, index: usize, random: &mut dyn RandomSource) -> Result<()> {
+        self.store_state(index, false)?;
+        self.wipe(index, random)?;
+        let old = *self.slot(index)?;
+        self.store_slot(index, LuksSlot { active: false, iterations: 0, salt: [0; 32], ..old })?;
+        self.barrier()
+    }
+
+    fn barrier(&mut self) -> Result<()> {
+        let Err(error) = self.storage.barrier() else { return Ok(()) };
+        let why = format!("{error}");
+        if let Some(image) = &mut self.image {
+            **image = Some(why.clone());
+        }
+        self.poisoned = Some(why.clone());
+        Err(ErrorKind::Poisoned(why).into())
     }
 
     fn slot(&self, index: usize) -> Result<&LuksSlot> {
@@ -135,7 +202,7 @@ impl<'a, S: Storage> KeySlots<'a, S> {
     }
 
     /// Overwrites key material, if it is where it should be.
-    fn wipe(&self, index: usize, random: &mut dyn RandomSource) -> Result<()> {
+    fn wipe(&mut self, index: usize, random: &mut dyn RandomSource) -> Result<()> {
         let slot = *self.slot(index)?;
         let Ok(volume) = Volume::new(&self.header, self.area) else { return Ok(()) };
         let Ok(offset) = self.free_material(&volume, index, &slot) else { return Ok(()) };
@@ -143,7 +210,7 @@ impl<'a, S: Storage> KeySlots<'a, S> {
         let mut noise = vec![0u8; volume.spec.key_bytes().saturating_mul(stripes)];
         random.fill(&mut noise)?;
         self.storage.write_at(offset, &noise)?;
-        Ok(self.storage.barrier()?)
+        self.barrier()
     }
 
     /// Where the key material of a slot lies, which must be its own.
@@ -173,7 +240,7 @@ impl<'a, S: Storage> KeySlots<'a, S> {
     fn store_state(&mut self, index: usize, active: bool) -> Result<()> {
         let slot = LuksSlot { active, ..*self.slot(index)? };
         self.storage.write_at(self.record_offset(index), &slot.emit_state())?;
-        self.storage.barrier()?;
+        self.barrier()?;
         self.put(index, slot);
         Ok(())
     }
@@ -187,4 +254,10 @@ impl<'a, S: Storage> KeySlots<'a, S> {
     fn record_offset(&self, index: usize) -> u64 {
         self.area.offset.saturating_add(LuksHeader::slot_offset(index))
     }
+}
+
+fn read_header(storage: &impl Storage, area: Area) -> Result<LuksHeader> {
+    let mut bytes = [0u8; LuksHeader::LENGTH];
+    storage.read_at(area.offset, &mut bytes)?;
+    LuksHeader::parse(&bytes, area.offset)
 }

@@ -13,6 +13,8 @@ use crate::storage::{Storage, ZeroMode};
 /// Host operations of one call that lie side by side are done as one.
 struct HostOps {
     now: Option<(HostRange, Effect)>,
+    /// Entries that say "zero" once the zeros of `now` are there: until then a raw data file would show something else.
+    waiting: Vec<(GuestCluster, L2Entry)>,
     after_commit: Vec<HostRange>,
     /// Those of kept clusters that have to wait until their entries are durable.
     deferred: Vec<(HostRange, Effect)>,
@@ -183,7 +185,7 @@ impl<S: Storage> Image<S> {
         context: &Context,
         decide: impl Fn(L2Entry, &Context) -> Option<Step>,
     ) -> Result<bool> {
-        let mut ops = HostOps { now: None, after_commit: Vec::new(), deferred: Vec::new() };
+        let mut ops = HostOps { now: None, waiting: Vec::new(), after_commit: Vec::new(), deferred: Vec::new() };
         let done = self.each_cluster_with(first, last, context, decide, &mut ops);
         // Also after a failure: what was decided is in the tables, and a later write must find the holes made.
         self.finish_host_op(&mut ops)?;
@@ -237,8 +239,11 @@ impl<S: Storage> Image<S> {
                 position = position.saturating_add(count);
             }
             at = at.saturating_add(most);
-            if self.metadata.wants_commit() {
+            let commits = self.metadata.wants_commit();
+            if commits || !ops.waiting.is_empty() {
                 self.finish_host_op(ops)?;
+            }
+            if commits {
                 self.commit()?;
             }
         }
@@ -297,12 +302,14 @@ impl<S: Storage> Image<S> {
             }
             Release::None => None,
         };
+        let zeros_first = self.encryption().is_none()
+            && matches!(step.host_op, HostOp::Now(_, Effect::ZeroMayUnmap | Effect::ZeroKeep));
         // A reference can turn out to be corrupt, and then the entry stays; an entry that cannot be changed keeps its
         // reference.
         if let Some(release) = release {
             self.metadata.refuse_unreferenced(&self.storage, release)?;
         }
-        if step.changed {
+        if step.changed && !zeros_first {
             self.metadata.set_entry(&self.storage, cluster, step.entry)?;
         }
         if let Some(release) = release {
@@ -317,7 +324,13 @@ impl<S: Storage> Image<S> {
                 }
                 Ok(())
             }
-            HostOp::Now(range, effect) => self.host_op_now(range, effect, ops),
+            HostOp::Now(range, effect) => {
+                self.host_op_now(range, effect, ops)?;
+                if step.changed && zeros_first {
+                    ops.waiting.push((cluster, step.entry));
+                }
+                Ok(())
+            }
         }
     }
 
@@ -349,10 +362,14 @@ impl<S: Storage> Image<S> {
     }
 
     fn finish_host_op(&mut self, ops: &mut HostOps) -> Result<()> {
-        match ops.now.take() {
-            Some((range, effect)) => self.host_operation(range, effect),
-            None => Ok(()),
+        let waiting = core::mem::take(&mut ops.waiting);
+        if let Some((range, effect)) = ops.now.take() {
+            self.host_operation(range, effect)?;
         }
+        for (cluster, entry) in waiting {
+            self.metadata.set_entry(&self.storage, cluster, entry)?;
+        }
+        Ok(())
     }
 
     fn host_operation(&mut self, range: HostRange, effect: Effect) -> Result<()> {

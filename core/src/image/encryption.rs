@@ -183,7 +183,7 @@ impl<S: Storage> Image<S> {
         Ok(())
     }
 
-    /// The key slots of the image's LUKS volume, to be changed.
+    /// The key slots of the image's LUKS volume, to be changed. A barrier that fails poisons the image.
     ///
     /// # Errors
     /// The image is not encrypted with LUKS; otherwise as [`Image::write_at`].
@@ -191,7 +191,8 @@ impl<S: Storage> Image<S> {
         self.begin_changing()?;
         let area = self.header().crypto_header();
         let area = area.ok_or_else(|| Error::unsupported("key slots of an image that is not encrypted with LUKS"))?;
-        crate::crypto::KeySlots::read(&self.storage, area)
+        let slots = crate::crypto::KeySlots::read(&self.storage, area)?;
+        Ok(slots.of_image(self.metadata.poison_mark()))
     }
 
     /// The key of the image's LUKS volume, which lets another password open it.

@@ -82,6 +82,8 @@ pub struct Image<S> {
     encryption: Encryption,
     /// The data file was changed since its last barrier.
     data_unsynced: bool,
+    /// Clusters of the data file may be mapped in memory that are not on storage.
+    mapping_due: bool,
     /// The preparations of the first write are done.
     writing: bool,
     /// Plans of [`Image::prepare_write`] that did not come back yet.
@@ -131,13 +133,17 @@ impl<S: Storage> Image<S> {
         }
         self.refuse_poisoned()?;
         self.sync_data()?;
-        self.metadata.flush(&self.storage)
+        self.metadata.flush(&self.storage)?;
+        self.mapping_due = false;
+        Ok(())
     }
 
     /// Writes what is dirty in the order of law 4: data in a data file before what makes them reachable.
     fn commit(&mut self) -> Result<()> {
         self.sync_data()?;
-        self.metadata.commit(&self.storage)
+        self.metadata.commit(&self.storage)?;
+        self.mapping_due = false;
+        Ok(())
     }
 
     fn sync_data(&mut self) -> Result<()> {

@@ -78,6 +78,7 @@ impl<S: Storage + Clone> Image<S> {
             options: self.options.clone(),
             encryption: self.encryption.clone(),
             data_unsynced: false,
+            mapping_due: false,
             writing: false,
             recorder: super::bitmaps::Recorder::default(),
             open_plans: 0,

@@ -204,6 +204,7 @@ impl<S: Storage> Image<S> {
             options,
             encryption,
             data_unsynced: false,
+            mapping_due: false,
             writing: false,
             open_plans: 0,
             recorder: super::bitmaps::Recorder::default(),

@@ -119,6 +119,7 @@ impl<S: Storage> Image<S> {
             }
             return Err(error);
         }
+        self.mapping_due |= geometry.data_file();
         for n in 0..run.count {
             let offset = HostOffset::new(geometry.host_start(run.first.saturating_add(n)).get());
             let entry = self.placed_entry(HostRef { offset, copied: true }, mode, over);

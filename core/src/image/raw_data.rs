@@ -22,6 +22,10 @@ impl<S: Storage> Image<S> {
         if !geometry.data_file() || !self.header().header.autoclear.data_file_raw() {
             return Ok(());
         }
+        if self.mapping_due {
+            // An earlier attempt could not store what it had mapped.
+            self.commit()?;
+        }
         let full = Subclusters::all_allocated(&geometry);
         let mapped = |entry: L2Entry| matches!(entry, L2Entry::Plain { host: Some(_), parts } if parts == full);
         let found = self.metadata.visit(&self.storage, first, needed, |entry| entry.is_some_and(mapped))?;
@@ -57,6 +61,7 @@ impl<S: Storage> Image<S> {
         if let Some(run) = zeros {
             self.zero_raw_data(run)?;
         }
+        self.mapping_due = true;
         for (cluster, &entry) in (first.get()..).zip(&entries) {
             if !mapped(entry) && matches!(entry, L2Entry::Plain { .. }) {
                 let cluster = GuestCluster::new(cluster);

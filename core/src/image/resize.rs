@@ -35,8 +35,12 @@ impl<S: Storage> Image<S> {
         self.refuse_snapshots_without_size()?;
         self.begin_writing()?;
         self.start_resizing_bitmaps(size)?;
-        if size < old { self.shrink(size) } else { self.grow(old, size, mode) }?;
-        self.bitmaps_resized(old);
+        let resized = if size < old { self.shrink(size) } else { self.grow(old, size, mode) };
+        if resized.is_ok() || self.virtual_size() != old {
+            // What fails when the new size is there already leaves bitmaps of that size.
+            self.bitmaps_resized(old);
+        }
+        resized?;
         self.save_bitmaps()
     }
 
@@ -136,6 +140,13 @@ impl<S: Storage> Image<S> {
 
     fn shrink(&mut self, size: u64) -> Result<()> {
         let geometry = *self.geometry();
+        if geometry.data_file() && self.header().header.autoclear.data_file_raw() {
+            // The file would go on showing what the guest does not see any more. Its clusters are not counted, so they
+            // cannot be lost behind the smaller size.
+            self.metadata.set_virtual_size(size)?;
+            self.metadata.publish_size();
+            self.flush()?;
+        }
         let first = geometry.clusters_for(size);
         // VM state of a snapshot that was applied lies beyond the end of the disk.
         let mapped = self.metadata.l1_len().saturating_mul(geometry.l2_entries());

@@ -66,6 +66,7 @@ impl<S: Storage> Image<S> {
         self.commit()?;
         let tree = self.active_tree(l1_size);
         self.metadata.refuse_unshareable(&self.storage, &tree)?;
+        let inactive = self.metadata.inactive_tables_with(&tree);
 
         let l1_bytes = u64::try_from(l1_size).unwrap_or(u64::MAX).saturating_mul(8);
         let copy = self.allocate_table(l1_bytes)?;
@@ -77,16 +78,20 @@ impl<S: Storage> Image<S> {
             self.take_back(copy, None);
             return Err(error);
         }
-        if let Err(failed) = self.publish_created(&table, copy, l1_size) {
-            if failed.reverted {
-                self.take_back(copy, Some(&tree));
+        let bytes = match self.publish_created(&table, copy, l1_size) {
+            Ok(bytes) => bytes,
+            Err(failed) => {
+                if failed.reverted {
+                    self.take_back(copy, Some(&tree));
+                }
+                return Err(failed.error);
             }
-            return Err(failed.error);
-        }
+        };
+        self.metadata.guard_snapshots(&table.snapshots, bytes, inactive)?;
         if new.vm_state_size > 0 {
             self.drop_vm_state()?;
         }
-        self.settle()?;
+        self.flush()?;
         Ok(snapshot)
     }
 
@@ -136,12 +141,12 @@ impl<S: Storage> Image<S> {
         };
         self.unpacked = None;
         // The tables of the old tree are none of ours any more: at once, whatever fails from here on.
-        self.metadata.guard_anew(&self.storage)?;
+        self.metadata.guard_active()?;
         let pass = self.options.policy.passes(DiscardType::Snapshot);
         let released = self.metadata.release_tree(&self.storage, &old.l1, pass);
         let l1_released = self.release_table(old.offset, bytes_of(&old.l1), pass);
         self.metadata.mark_exclusive(&self.storage)?;
-        self.settle()?;
+        self.flush()?;
         released.and(l1_released)
     }
 
@@ -160,13 +165,15 @@ impl<S: Storage> Image<S> {
         self.commit()?;
         self.metadata.refuse_unsound(&self.storage, &tree)?;
         self.refuse_metadata_at(snapshot.l1_table_offset, bytes_of(&tree))?;
-        self.publish_table(&table).map_err(|failed| failed.error)?;
+        let inactive = self.metadata.inactive_tables(&self.storage, &table.snapshots)?;
+        let bytes = self.publish_table(&table).map_err(|failed| failed.error)?;
+        self.metadata.guard_snapshots(&table.snapshots, bytes, inactive)?;
         let pass = self.options.policy.passes(DiscardType::Snapshot);
         let released = self.metadata.release_tree(&self.storage, &tree, pass);
         let l1_released = self.release_table(HostOffset::new(snapshot.l1_table_offset), bytes_of(&tree), pass);
         self.unpacked = None;
         self.metadata.mark_exclusive(&self.storage)?;
-        self.settle()?;
+        self.flush()?;
         released.and(l1_released)
     }
 
@@ -181,12 +188,6 @@ impl<S: Storage> Image<S> {
         self.begin_changing()
     }
 
-    /// Makes all of it durable, and remembers where tables are now.
-    fn settle(&mut self) -> Result<()> {
-        self.flush()?;
-        self.metadata.guard_anew(&self.storage)
-    }
-
     fn snapshot_table(&self) -> Result<Table> {
         let header = &self.header().header;
         let (snapshots, length) = read_snapshot_table(header, &self.storage)?;
@@ -199,14 +200,15 @@ impl<S: Storage> Image<S> {
         self.metadata.l1().get(..entries).unwrap_or_default().to_vec()
     }
 
-    fn publish_created(&mut self, table: &Table, copy: Option<Run>, l1_size: usize) -> Result<(), Unpublished> {
+    fn publish_created(&mut self, table: &Table, copy: Option<Run>, l1_size: usize) -> Result<u64, Unpublished> {
         let bytes: Vec<u8> = self.active_tree(l1_size).into_iter().flat_map(u64::to_be_bytes).collect();
         self.write_table(copy, bytes, Structure::L1Table).map_err(Unpublished::never_named)?;
         self.publish_table(table)
     }
 
-    /// Makes the header name a new snapshot table in place of the one at `table.offset`, which is released.
-    fn publish_table(&mut self, table: &Table) -> Result<(), Unpublished> {
+    /// Makes the header name a new snapshot table in place of the one at `table.offset`, which is released. Gives the bytes
+    /// of the new one.
+    fn publish_table(&mut self, table: &Table) -> Result<u64, Unpublished> {
         let bytes = table::emit(&table.snapshots, self.geometry()).map_err(Unpublished::never_named)?;
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let run = self.allocate_table(length).map_err(Unpublished::never_named)?;
@@ -229,7 +231,8 @@ impl<S: Storage> Image<S> {
             return Err(Unpublished { error, reverted });
         }
         let pass = self.options.policy.passes(DiscardType::Snapshot);
-        self.release_table(table.offset, table.length, pass).map_err(|error| Unpublished { error, reverted: false })
+        let released = self.release_table(table.offset, table.length, pass);
+        released.map(|()| length).map_err(|error| Unpublished { error, reverted: false })
     }
 
     /// Makes the header name another active L1 table; gives the one before.

@@ -452,7 +452,8 @@ impl<S: Storage> Image<S> {
     pub(super) fn begin_writing(&mut self) -> Result<()> {
         self.refuse_poisoned()?;
         if self.writing {
-            return Ok(());
+            // An operation on snapshots that failed half-way may have left others than those that are known.
+            return if self.metadata.guards_snapshots() { Ok(()) } else { self.metadata.guard(&self.storage) };
         }
         self.refuse_read_only()?;
         self.refuse_missing_data_file()?;

@@ -220,6 +220,12 @@ impl Metadata {
         ErrorKind::Poisoned(why).into()
     }
 
+    /// Where it stands why nothing is written any more, for those who change what the tables do not know of.
+    #[cfg(feature = "crypto-aes")]
+    pub(crate) fn poison_mark(&mut self) -> &mut Option<alloc::string::String> {
+        &mut self.poisoned
+    }
+
     /// Whether header fields wait for a commit.
     pub(crate) fn header_waits(&self) -> bool {
         self.header_dirty

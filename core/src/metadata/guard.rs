@@ -9,10 +9,10 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
-use super::snapshot_table::{read_snapshots, snapshot_places, visit_inactive_l1};
+use super::snapshot_table::{places_of, read_snapshot_table, visit_inactive_l1};
 use super::{Metadata, OverlapChecks};
 use crate::error::{Error, ErrorKind, Result, Structure};
-use crate::format::{HostCluster, HostOffset, IncompatibleFeatures, L1Entry};
+use crate::format::{HostCluster, HostOffset, IncompatibleFeatures, L1Entry, Snapshot};
 use crate::storage::{ReadStorage, Storage};
 
 /// Where the header says its incompatible features.
@@ -106,15 +106,22 @@ impl Metadata {
         Ok(())
     }
 
-    /// The same whenever the tables have become others. What was done is done: a storage that fails now leaves what
-    /// snapshots have unprotected.
-    pub(crate) fn guard_anew(&mut self, storage: &impl ReadStorage) -> Result<()> {
+    /// The same when the snapshot table names other snapshots, in so many bytes. Their L2 tables were found before that,
+    /// by [`Metadata::inactive_tables`] or [`Metadata::inactive_tables_with`]: so nothing is read that could fail now.
+    pub(crate) fn guard_snapshots(&mut self, snapshots: &[Snapshot], bytes: u64, l2_tables: Vec<u64>) -> Result<()> {
         self.guard_active()?;
-        self.inactive = self.find_inactive(storage).unwrap_or_else(|_| self.no_inactive());
+        self.inactive = self.inactive_of(snapshots, bytes, l2_tables);
         Ok(())
     }
 
-    fn guard_active(&mut self) -> Result<()> {
+    /// Whether it is known where the snapshots have their tables: not where an operation on snapshots stopped half-way.
+    pub(crate) fn guards_snapshots(&self) -> bool {
+        let header = &self.header.header;
+        header.snapshot_count == 0 || self.inactive.table == (header.snapshots_offset, header.snapshot_count)
+    }
+
+    /// The same when the active tables have become others, and those of the snapshots are where they were.
+    pub(crate) fn guard_active(&mut self) -> Result<()> {
         let fixed = self.fixed_places();
         for (n, &(first, count, structure)) in fixed.iter().enumerate() {
             for &(other_first, other_count, other) in fixed.iter().skip(n.saturating_add(1)) {
@@ -131,45 +138,62 @@ impl Metadata {
                 return Err(Error::corrupt(Structure::RefcountBlock, what).at_host(self.start(block)));
             }
         }
-        let decoded = self.l1.iter().filter_map(|&raw| L1Entry::decode(raw, &self.geometry).ok()?.table());
-        self.tables = TableSet::new(decoded.map(|table| self.geometry.host_cluster(table.offset).get()));
+        self.tables = TableSet::new(self.l1.iter().filter_map(|&raw| self.table_cluster(raw)));
         Ok(())
-    }
-
-    fn no_inactive(&self) -> Inactive {
-        let header = &self.header.header;
-        Inactive { table: (header.snapshots_offset, header.snapshot_count), ..Inactive::default() }
     }
 
     /// What snapshots have. A table that makes no sense protects nothing: a check tells of it.
     fn find_inactive(&self, storage: &impl ReadStorage) -> Result<Inactive> {
         let header = &self.header.header;
-        let mut found = self.no_inactive();
         let wanted = OverlapChecks::SNAPSHOT_TABLE.with(OverlapChecks::INACTIVE_L1).with(OverlapChecks::INACTIVE_L2);
         if header.snapshot_count == 0 || self.overlap.without(wanted) == self.overlap {
-            return Ok(found);
+            return Ok(self.inactive_of(&[], 0, Vec::new()));
         }
-        for (first, count, structure) in sensible(snapshot_places(header, &self.geometry, storage))? {
+        let (snapshots, bytes) = sensible(read_snapshot_table(header, storage))?;
+        Ok(self.inactive_of(&snapshots, bytes, self.inactive_tables(storage, &snapshots)?))
+    }
+
+    fn inactive_of(&self, snapshots: &[Snapshot], bytes: u64, l2_tables: Vec<u64>) -> Inactive {
+        let header = &self.header.header;
+        let table = (header.snapshots_offset, header.snapshot_count);
+        let tables = TableSet::new(l2_tables.into_iter());
+        let mut found = Inactive { table, places: BTreeMap::new(), longest: 0, tables };
+        for (first, count, structure) in places_of(header, snapshots, bytes, &self.geometry) {
             let place = found.places.entry(first.get()).or_insert((count, structure));
             place.0 = place.0.max(count);
             found.longest = found.longest.max(count);
         }
-        if self.overlap.contains(OverlapChecks::INACTIVE_L2) {
-            found.tables = TableSet::new(self.inactive_tables(storage)?.into_iter());
-        }
-        Ok(found)
+        found
     }
 
-    fn inactive_tables(&self, storage: &impl ReadStorage) -> Result<Vec<u64>> {
+    /// The clusters of the L2 tables that snapshots name; none where these are not checked.
+    ///
+    /// # Errors
+    /// A storage that fails.
+    pub(crate) fn inactive_tables(&self, storage: &impl ReadStorage, snapshots: &[Snapshot]) -> Result<Vec<u64>> {
         let mut tables = BTreeSet::new();
-        let snapshots = sensible(read_snapshots(&self.header.header, storage))?;
-        let read = visit_inactive_l1(&snapshots, &self.geometry, storage, &mut |_, raw| {
-            let table = L1Entry::decode(raw, &self.geometry).ok().and_then(|entry| entry.table());
-            tables.extend(table.map(|table| self.geometry.host_cluster(table.offset).get()));
-            Ok(())
-        });
-        sensible(read)?;
+        if self.overlap.contains(OverlapChecks::INACTIVE_L2) {
+            let read = visit_inactive_l1(snapshots, &self.geometry, storage, &mut |_, raw| {
+                tables.extend(self.table_cluster(raw));
+                Ok(())
+            });
+            sensible(read)?;
+        }
         Ok(tables.into_iter().collect())
+    }
+
+    /// The same for the snapshots that there are and one more, of this L1 table.
+    pub(crate) fn inactive_tables_with(&self, l1: &[u64]) -> Vec<u64> {
+        if !self.overlap.contains(OverlapChecks::INACTIVE_L2) {
+            return Vec::new();
+        }
+        let more = l1.iter().filter_map(|&raw| self.table_cluster(raw));
+        self.inactive.tables.sorted.iter().copied().chain(more).collect()
+    }
+
+    fn table_cluster(&self, raw: u64) -> Option<u64> {
+        let table = L1Entry::decode(raw, &self.geometry).ok()?.table()?;
+        Some(self.geometry.host_cluster(table.offset).get())
     }
 
     /// Refuses clusters that hold tables of the active image.
@@ -261,7 +285,7 @@ impl Metadata {
         }
         let header = &self.header.header;
         let inactive = &self.inactive;
-        if header.snapshot_count == 0 || inactive.table != (header.snapshots_offset, header.snapshot_count) {
+        if header.snapshot_count == 0 || !self.guards_snapshots() {
             return None;
         }
         // What begins further below ends before the range.

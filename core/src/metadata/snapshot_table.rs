@@ -73,17 +73,25 @@ pub fn snapshot_places(
     storage: &(impl ReadStorage + ?Sized),
 ) -> Result<Vec<(HostCluster, u64, Structure)>> {
     let (snapshots, length) = read_snapshot_table(header, storage)?;
+    Ok(places_of(header, &snapshots, length, geometry))
+}
+
+/// The same of a table of `length` bytes that is known.
+pub(super) fn places_of(
+    header: &Header,
+    snapshots: &[Snapshot],
+    length: u64,
+    geometry: &Geometry,
+) -> Vec<(HostCluster, u64, Structure)> {
     let table = (header.snapshots_offset, length, Structure::SnapshotTable);
     let l1_tables = snapshots
         .iter()
         .map(|snapshot| (snapshot.l1_table_offset, u64::from(snapshot.l1_size).saturating_mul(8), Structure::L1Table));
     let places = core::iter::once(table).chain(l1_tables);
     let possible = places.filter(|&(offset, bytes, _)| bytes > 0 && geometry.is_aligned(offset));
-    Ok(possible
-        .map(|(offset, bytes, what)| {
-            (geometry.host_cluster(HostOffset::new(offset)), geometry.clusters_for(bytes), what)
-        })
-        .collect())
+    let place =
+        |(offset, bytes, what)| (geometry.host_cluster(HostOffset::new(offset)), geometry.clusters_for(bytes), what);
+    possible.map(place).collect()
 }
 
 /// Shows the entries of the L1 tables that snapshots name: where each stands, and its bits. Snapshots can be many and have
