@@ -60,6 +60,8 @@ pub(crate) const PARTS: &[Part] = &[
             "rawimage_create_snapshot",
             "rawimage_apply_snapshot",
             "rawimage_delete_snapshot",
+            "rawimage_snapshots",
+            "rawimage_open_snapshot",
             "rawimage_bitmaps",
             "rawimage_bitmap_ranges",
             "rawimage_add_bitmap",
