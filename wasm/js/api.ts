@@ -9,6 +9,7 @@ export type { Checkpoint, RepairOptions } from "./image.js";
 export { Replay, replay, Trace } from "./lab.js";
 export type { LabDisk } from "./lab.js";
 export { BlobSource, composeBlob, MemorySource, PrivateFileSource, UrlSource } from "./sources.js";
+export type * from "./check.types.js";
 export type * from "./clusters.types.js";
 export type * from "./lab.types.js";
 export type * from "./partitions.types.js";

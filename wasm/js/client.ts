@@ -25,6 +25,7 @@ import type { Handle, Reply, Request } from "./wire.js";
 import type { WorkerCalls } from "./worker.js";
 
 export type { RemoteInput, RemoteOpenOptions } from "./worker.js";
+export type * from "./check.types.js";
 export type * from "./clusters.types.js";
 export type * from "./lab.types.js";
 export type * from "./partitions.types.js";

@@ -3,11 +3,12 @@
 import { RawImage } from "../pkg/qcowkit.js";
 import { inputOf, notReading, number, object, octets, text, time, withLayers } from "./arguments.js";
 import { Held } from "./held.js";
+import type { CheckReport, RepairPlan } from "./check.types.js";
 import type { ClusterMap, ClusterRun, Part } from "./clusters.types.js";
 import type { PartitionTable } from "./partitions.types.js";
 import type {
-  Analysis, Audit, BitmapSummary, CheckReport, DiscardReport, EntryRange, FieldList, HostReport, ImageInfo, Inspected,
-  InspectName, LayerPath, ListedSnapshot, MapRun, Region, RepairPlan, Shown,
+  Analysis, Audit, BitmapSummary, DiscardReport, EntryRange, FieldList, HostReport, ImageInfo, Inspected, InspectName,
+  LayerPath, ListedSnapshot, MapRun, Region, Shown,
 } from "./reports.js";
 import type {
   CreateOptions, DiscardPolicy, GuestRange, ImageInput, OpenOptions, Progress, QcowError, Structure,

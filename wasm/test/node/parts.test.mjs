@@ -64,7 +64,6 @@ test("each part is loaded by what is first asked of it, and by nothing else", (t
   const saved = image.parts().find(({ source }) => source === "edits");
   image.hostBytes(saved.offset, 1);
   image.patch();
-  image.snapshots();
   image.close();
   assert.deepEqual(loadedParts(), []);
   const compressed = Image.open(packed);
