@@ -111,6 +111,43 @@ fn a_raw_file_is_the_disk_whatever_the_policy() {
 }
 
 #[test]
+fn a_data_file_that_is_named_is_that_of_one_image() {
+    let folder = Folder::in_memory();
+    let base = folder.path("");
+    fs::create_dir(folder.path("other")).unwrap();
+    for name in ["a", "b"] {
+        let options = format!("data_file={name}.raw,data_file_raw=on");
+        done(own(&base, &format!("create -q -f qcow2 -o {options} {name}.qcow2 1M")), "create");
+    }
+    done(own(&base, "io -c 'write -P 5 0 64k' a.qcow2"), "write");
+    done(own(&base, "create -q -f qcow2 plain.qcow2 1M"), "create");
+    let same = fs::read(folder.path("a.raw")).unwrap();
+    fs::write(folder.path("same.img"), &same).unwrap();
+    fs::rename(folder.path("a.raw"), folder.path("other/a.raw")).unwrap();
+    let call = |line: &str| own(&base, &line.replacen(' ', " --data-file other/a.raw ", 1));
+
+    // Where there is nothing that it could be for, it is not ignored.
+    for line in ["io -c 'read 0 1k' plain.qcow2", "map plain.qcow2", "resize plain.qcow2 2M", "map -f raw same.img"] {
+        let refused = call(line);
+        assert!(refused.code == Some(1) && refused.err.contains("external data file"), "{line}: {}", refused.err);
+    }
+    let both = [("compare plain.qcow2 same.img", 2), ("delta plain.qcow2 same.img", 1), ("compare a.qcow2 b.qcow2", 2)];
+    for (line, code) in both {
+        let refused = call(line);
+        assert!(refused.code == Some(code) && refused.err.contains("--data-file"), "{line}: {}", refused.err);
+    }
+    done(call("compare a.qcow2 same.img"), "compare");
+    done(call("delta a.qcow2 same.img"), "delta");
+    done(call("convert -O raw a.qcow2 plain.qcow2 joined.img"), "convert of two");
+    assert_eq!(fs::metadata(folder.path("joined.img")).unwrap().len(), 2 << 20);
+
+    // The target has its own, whatever the source's is.
+    done(call("convert -n -O qcow2 a.qcow2 b.qcow2"), "convert -n");
+    assert_same(&fs::read(folder.path("b.raw")).unwrap(), &same, "what was copied");
+    assert_same(&fs::read(folder.path("other/a.raw")).unwrap(), &same, "the source");
+}
+
+#[test]
 fn files_are_found_named_and_refused() {
     if !qemu_is_here() {
         return;

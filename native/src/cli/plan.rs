@@ -46,6 +46,8 @@ pub(crate) struct Source {
     for_qcow2: Vec<(u32, String)>,
     /// The list of options that stood in place of a name.
     options_given: Option<String>,
+    /// Others are opened with the same arguments: [`OpenArgs::one_data_file`] sees to the data file.
+    one_of_several: bool,
 }
 
 impl Source {
@@ -59,6 +61,7 @@ impl Source {
             methods: Vec::new(),
             for_qcow2: Vec::new(),
             options_given: None,
+            one_of_several: false,
         }
     }
 
@@ -186,8 +189,7 @@ impl Source {
                 (None, _) => return refused(*depth, "Must specify either driver or file".into()),
             }
         }
-        let has_data_file = disk.image().is_some_and(|image| image.geometry().data_file());
-        if self.options_given.is_some() && self.request.data_file.is_some() && !has_data_file {
+        if self.request.data_file.is_some() && !self.one_of_several && !has_data_file(disk) {
             return refused(0, "'data-file' can only be set for images with an external data file".into());
         }
         Ok(())
@@ -253,6 +255,13 @@ impl Source {
         Ok(self)
     }
 
+    /// The same as one of several images, of which one may have the data file that the arguments name.
+    #[must_use]
+    pub(crate) fn one_of_several(mut self) -> Self {
+        self.one_of_several = self.options_given.is_none();
+        self
+    }
+
     /// The same without the files that the image names.
     #[must_use]
     pub(crate) fn alone(mut self) -> Self {
@@ -310,6 +319,29 @@ impl OpenArgs {
         Source::new(file.into(), request).with_keys(&self.change.keys)
     }
 
+    /// Sees to it that the data file which the arguments name is that of one of these images.
+    ///
+    /// # Errors
+    /// None of them, or more than one, has a data file.
+    pub(crate) fn one_data_file<'d>(&self, disks: impl IntoIterator<Item = &'d Disk>) -> Result<(), Failure> {
+        if self.change.data_file.is_none() || self.change.image_opts {
+            return Ok(());
+        }
+        match disks.into_iter().filter(|disk| has_data_file(disk)).count() {
+            1 => Ok(()),
+            0 => Err(Failure::new("--data-file can only be given for images with an external data file")),
+            _ => Err(Failure::new("--data-file names the file of one image: name those of several by --image-opts")),
+        }
+    }
+
+    /// The same without a data file, for another image than that whose it is.
+    #[must_use]
+    pub(crate) fn without_data_file(&self) -> Self {
+        let mut other = self.clone();
+        other.change.data_file = None;
+        other
+    }
+
     /// Which files that an image names may be opened.
     #[must_use]
     pub(crate) fn backing_policy(&self, personality: Personality) -> BackingPolicy {
@@ -321,6 +353,10 @@ impl OpenArgs {
             None => BackingPolicy::Follow,
         }
     }
+}
+
+fn has_data_file(disk: &Disk) -> bool {
+    disk.image().is_some_and(|image| image.geometry().data_file())
 }
 
 /// Says that a dirty image was repaired because it is going to be written.

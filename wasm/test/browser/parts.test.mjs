@@ -42,41 +42,31 @@ test("a worker fetches a part when it is first needed, and each once", async (t)
   }, { "disk.qcow2": path });
 });
 
-test("a worker whose part is not found fails the call, and finds it later", async () => {
-  await withPage(PAGE, async (page) => {
-    let gone = true;
-    await page.route("**/qcowkit_change.wasm", (route) => (gone ? route.fulfill({ status: 503, body: "" }) : route.continue()));
-    const create = () => page.evaluate(async () => {
-      const { connect } = await import("/dist/client.js");
-      globalThis.qcowkit ??= connect(new Worker("/dist/worker-main.js", { type: "module" }));
-      return globalThis.qcowkit.create(1 << 20).then((image) => image.virtualSize, ({ name, code, message }) => [name, code, message]);
-    });
-    for (let round = 0; round < 2; round += 1) {
-      const [name, code, message] = await create();
-      assert.deepEqual([name, code], ["QcowError", "not_loaded"]);
-      assert.match(message, /'change'.*503/);
-    }
-    gone = false;
-    assert.equal(await create(), 1 << 20);
+// A worker is asked twice while a file of the module cannot be had, and once more when it can.
+async function findsLater(page, file, why) {
+  let gone = true;
+  await page.route(`**/${file}`, (route) => (gone ? route.fulfill({ status: 503, body: "" }) : route.continue()));
+  const create = () => page.evaluate(async () => {
+    const { connect } = await import("/dist/client.js");
+    globalThis.qcowkit ??= connect(new Worker("/dist/worker-main.js", { type: "module" }));
+    return globalThis.qcowkit.create(1 << 20).then((image) => image.virtualSize, ({ name, code, message }) => [name, code, message]);
   });
+  for (let round = 0; round < 2; round += 1) {
+    const [name, code, message] = await create();
+    assert.deepEqual([name, code], ["QcowError", "not_loaded"]);
+    assert.match(message, why);
+  }
+  gone = false;
+  assert.equal(await create(), 1 << 20);
+}
+
+test("a worker whose part is not found fails the call, and finds it later", async () => {
+  await withPage(PAGE, (page) => findsLater(page, "qcowkit_change.wasm", /'change'.*503/));
 });
 
 test("a worker whose module is not found says so, and finds it later", async () => {
   await withPage(PAGE, async (page) => {
-    let gone = true;
-    await page.route("**/qcowkit_bg.wasm", (route) => (gone ? route.fulfill({ status: 503, body: "" }) : route.continue()));
-    const create = () => page.evaluate(async () => {
-      const { connect } = await import("/dist/client.js");
-      globalThis.qcowkit ??= connect(new Worker("/dist/worker-main.js", { type: "module" }));
-      return globalThis.qcowkit.create(1 << 20).then((image) => image.virtualSize, ({ name, code, message }) => [name, code, message]);
-    });
-    for (let round = 0; round < 2; round += 1) {
-      const [name, code, message] = await create();
-      assert.deepEqual([name, code], ["QcowError", "not_loaded"]);
-      assert.match(message, /the module is not loaded: .*503/);
-    }
-    gone = false;
-    assert.equal(await create(), 1 << 20);
+    await findsLater(page, "qcowkit_bg.wasm", /the module is not loaded: .*503/);
     const none = await page.evaluate(async () => {
       const { connect } = await import("/dist/client.js");
       return connect(new Worker("/dist/nowhere.js", { type: "module" })).version().catch(({ message }) => message);

@@ -39,7 +39,7 @@ fn change(args: &BitmapArgs, session: &mut Session<'_>) -> Outcome {
     refuse_force_share(&source.request, &source.path)?;
     let merged = match &args.source_file {
         Some(file) => {
-            let mut open = args.open.clone();
+            let mut open = args.open.without_data_file();
             open.change.image_opts = false;
             Some(open.source(session.personality, file, args.source_format.as_deref(), false)?.alone())
         }

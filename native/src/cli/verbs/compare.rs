@@ -22,11 +22,16 @@ pub(crate) fn run(args: &CompareArgs, session: &mut Session<'_>) -> Outcome {
     let open = |file, format: Option<&str>, snapshot: Option<&OsString>| {
         let source = args.open.source(session.personality, file, format, false)?;
         let source = source.of_snapshot(snapshot.map(OsString::as_os_str))?;
-        source.for_data(session.personality).open(session.personality).map_err(|failure| failure.with_code(CANNOT_OPEN))
+        source
+            .one_of_several()
+            .for_data(session.personality)
+            .open(session.personality)
+            .map_err(|failure| failure.with_code(CANNOT_OPEN))
     };
     let unknown = |failure: Failure| if failure.usage { failure } else { failure.with_code(CANNOT_OPEN) };
     let mut a = open(first, args.a_format.as_deref(), args.a_snapshot.as_ref()).map_err(unknown)?;
     let mut b = open(second, args.b_format.as_deref(), args.b_snapshot.as_ref()).map_err(unknown)?;
+    args.open.one_data_file([&a, &b]).map_err(|failure| failure.with_code(CANNOT_OPEN))?;
 
     let mut progress = Progress::new(session.personality, args.progress, args.quiet, session.out);
     let compared = compare(&mut a, &mut b, args.strict, &mut |done, total| {

@@ -39,6 +39,9 @@ pub(crate) fn run(args: &ConvertArgs, session: &mut Session<'_>) -> Outcome {
     for source in &plan.sources {
         sources.push(source.open(session.personality)?);
     }
+    if sources.len() > 1 {
+        args.open.one_data_file(&sources)?;
+    }
     let bitmaps = convert_bitmaps::find(args, &sources, session.personality)?;
     let total = total_size(&sources).map_err(|error| Failure::new(error.to_string()))?;
     let backing = plan.check_backing(target, session)?;
@@ -140,9 +143,11 @@ impl Plan {
         }
         let mut open_args = args.open.clone();
         open_args.change.image_opts |= args.source_image_opts;
+        let several = sources.len() > 1;
         let open = |file: &OsString| {
             let source = open_args.source(session.personality, file, args.source_format.as_deref(), false)?;
-            Ok(source.of_snapshot(args.source_snapshot.as_deref())?.for_data(session.personality))
+            let source = source.of_snapshot(args.source_snapshot.as_deref())?.for_data(session.personality);
+            Ok(if several { source.one_of_several() } else { source })
         };
         let sources = sources.iter().map(open).collect::<Result<_, Failure>>()?;
         let by_options = args.target_image_opts;
@@ -223,7 +228,7 @@ impl Plan {
     /// The target as it is, for `-n`.
     fn existing(&self, args: &ConvertArgs, target: &Path, total: u64, session: &Session<'_>) -> Result<Disk, Failure> {
         // The source's options say nothing of the target.
-        let mut open = args.open.clone();
+        let mut open = args.open.without_data_file();
         open.change.image_opts = args.target_image_opts;
         let name = args.target_format.as_deref().or(Some("raw")).filter(|_| !args.target_image_opts);
         let mut source = open.source(session.personality, target.as_os_str(), name, true)?;

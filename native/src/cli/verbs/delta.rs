@@ -85,6 +85,7 @@ fn make(
 ) -> Result<(String, Against, DeltaReport), Failure> {
     let open = |file: &OsStr, format: Option<&str>, snapshot: Option<&OsStr>| {
         let source = args.open.source(personality, file, format, false)?.of_snapshot(snapshot)?;
+        let source = if args.files.len() > 1 { source.one_of_several() } else { source };
         source.open(personality)
     };
     let [first, rest @ ..] = &args.files[..] else { return Err(Failure::usage("Expecting one image file name")) };
@@ -94,6 +95,7 @@ fn make(
     if let [second, ..] = rest {
         let mut old = open(first, format, None)?;
         let mut new = open(second, args.new_format.as_deref(), None)?;
+        args.open.one_data_file([&old, &new])?;
         let report = delta_from_image(&mut old, &mut new, options, progress);
         let report = report.map_err(|error| Failure::in_file(second.display(), &error))?;
         return Ok((second.display().to_string(), Against::Image { filename: name }, report));

@@ -104,7 +104,7 @@ impl<'a> Plan<'a> {
         let failed = |text: &str| Failure::new(format!("Could not open new backing file '{}': {text}", self.name));
         let path = relative_to(&self.image.path, &Name::new(self.name.as_bytes()))
             .map_err(|error| failed(&error.to_string()))?;
-        let change = ChangeArgs { image_opts: false, ..args.change.clone() };
+        let change = ChangeArgs { image_opts: false, data_file: None, ..args.change.clone() };
         let open = OpenArgs { force_share: args.force_share, change };
         let mut source = open.source(session.personality, path.as_os_str(), None, false)?;
         source.request.format = self.format;

@@ -108,7 +108,8 @@ export class MapPane extends View {
           <th scope="row"><qcow-swatch .kind=${kind}></qcow-swatch> ${kind.title}</th>
           <td class="numeric">${bytes(all)}</td><td class="numeric">${percent(all, runs.total)}</td>
           <td class="numeric muted">${plural(found.runs[index] ?? 0, "run")}</td></tr>`;
-      })}</tbody></table>`;
+      })}</tbody></table>
+      ${runs.side === "host" ? html`<p class="muted">Whole clusters, by what they hold. The bar at the top tells how much of each is used.</p>` : nothing}`;
   }
 
   #open(runs: Runs, offset: number): void {
