@@ -498,7 +498,10 @@ impl Storage for FileStorage {
         #[cfg(debug_assertions)]
         ordeal::call(|| drop(sys::write_all_at(&self.file, &from[..ordeal::half(offset, from.len())], offset)));
         self.changed(StorageOperation::Write, offset, sys::write_all_at(&self.file, from, offset))?;
-        self.reaches(offset.saturating_add(from.len() as u64));
+        // Nothing, written past the end, does not make a file longer.
+        if !from.is_empty() {
+            self.reaches(offset.saturating_add(from.len() as u64));
+        }
         Ok(())
     }
 

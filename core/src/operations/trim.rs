@@ -135,15 +135,19 @@ pub fn trim_while<S: Storage>(
 }
 
 /// Between pieces that end at multiples of this, which every cluster size divides, a caller is heard.
-const STRETCH: u64 = 1 << 30;
+const LEAST_STRETCH: u64 = 1 << 30;
+/// More pieces than about so many are not made of a range: disks can claim exabytes.
+const MOST_STRETCHES: u64 = 1 << 12;
 
 impl GuestRange {
     /// The pieces of the range, in order; an empty range is one piece.
     fn stretches(self) -> impl Iterator<Item = Self> {
+        // A power of 2, too.
+        let stretch = (self.length / MOST_STRETCHES).checked_next_power_of_two().unwrap_or(1 << 63).max(LEAST_STRETCH);
         let mut rest = Some(self);
         core::iter::from_fn(move || {
             let Self { offset, length } = rest?;
-            let here = STRETCH.saturating_sub(offset & STRETCH.saturating_sub(1)).min(length);
+            let here = stretch.saturating_sub(offset & stretch.saturating_sub(1)).min(length);
             let left = length.saturating_sub(here);
             rest = (left > 0).then(|| Self { offset: offset.saturating_add(here), length: left });
             Some(Self { offset, length: here })
@@ -193,6 +197,27 @@ mod tests {
         assert_eq!((report.ranges, report.before.data, report.after.data), (1, 192 << 10, 64 << 10));
         let report = trim(&mut image, &[range], &mut |_, _| ()).unwrap();
         assert_eq!((report.before.data, report.after.data), (64 << 10, 0));
+    }
+
+    #[test]
+    fn a_range_has_not_too_many_pieces() {
+        for (offset, length, pieces) in [
+            (0, 0, 1),
+            (5, 1 << 30, 2),
+            (0, 1 << 42, 1 << 12),
+            (0, 1 << 61, 1 << 12),
+            (1 << 30, (1 << 61) + 1, (1 << 12) + 1),
+            (1, u64::MAX - 1, 1 << 12),
+        ] {
+            let cut: Vec<GuestRange> = GuestRange { offset, length }.stretches().collect();
+            assert_eq!(cut.len(), pieces, "{offset} {length}");
+            let mut at = offset;
+            for piece in cut {
+                assert!(piece.offset == at && (at == offset || at.is_multiple_of(1 << 30)));
+                at += piece.length;
+            }
+            assert_eq!(at, offset + length);
+        }
     }
 
     #[test]
