@@ -204,8 +204,18 @@ fn data_end_where_a_large_hole_begins() {
         parts.push((part.guest_offset, part.length, part.is_zero()));
         at += part.length;
     }
-    let (begin, end) = (MAPPED / 2, MAPPED / 2 + 102_400);
+    // In whole clusters.
+    let (begin, end) = (MAPPED / 2, MAPPED / 2 + 102_400_u64.next_multiple_of(image.geometry().cluster_size()));
     assert_eq!(parts, [(0, begin, true), (begin, end - begin, false), (end, MAPPED - end, true)]);
+}
+
+#[test]
+fn the_last_cluster_of_a_file_is_data_to_its_end() {
+    let mut image = Image::open(create(SMALL, 16 << 20), OpenOptions::default()).unwrap();
+    image.write_at(5 << 20, b"new").unwrap();
+    let extent = image.next_extent(5 << 20, 1 << 20).unwrap();
+    assert!(extent.length > 3 && !extent.is_zero());
+    assert_eq!(image.without_holes(extent), extent);
 }
 
 #[test]

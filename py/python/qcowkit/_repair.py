@@ -288,8 +288,8 @@ class RepairPlan:
 
     @property
     def limit(self) -> str | None:
-        """What ended the plan before all was done that can be, since its changes are held in memory: "copies" (256 MiB of
-        clusters with two uses), "changes" (1 GiB of them all) or "rounds" (8). Apply it, and plan again.
+        """What ended the plan before all was done that can be, since its changes are held in memory: "copies" (256 MiB
+        of clusters with two uses), "changes" (1 GiB of them all) or "rounds" (8). Apply it, and plan again.
 
         >>> with qcowkit.open("disk.qcow2") as image:
         ...     image.plan_repair().limit is None
