@@ -2,10 +2,10 @@
 //! poisoned, and what is left on storage is sound. And what a flush costs when nothing fails.
 
 use qcowkit_core::image::{CreateOptions, Image, OpenOptions};
-use qcowkit_core::metadata::{AllocationPolicy, DiscardPolicy, MetadataOptions, Unref};
+use qcowkit_core::metadata::{DiscardPolicy, Unref};
 use qcowkit_core::storage::{CountingStorage, FailingStorage, FailureRule, MemoryStorage};
 use qcowkit_core::{Error, ErrorKind};
-use qcowkit_trial::failures::{SCOPES, each_failure, each_fault};
+use qcowkit_trial::failures::{SCOPES, each_failure, each_fault, small_metadata};
 use qcowkit_trial::walk::walk;
 
 const SIZE: usize = 200 << 10;
@@ -41,15 +41,9 @@ const OPS: [Op; 16] = [
 ];
 
 fn options(unref: Unref) -> OpenOptions {
-    OpenOptions::default().with_policy(DiscardPolicy { unref, ..DiscardPolicy::default() }).with_metadata(
-        MetadataOptions {
-            slice_bytes: 512,
-            cache_bytes: 8 * 512,
-            quarantine_bytes: 0,
-            pass_discard_other: true,
-            allocation: AllocationPolicy::FillHoles,
-        },
-    )
+    OpenOptions::default()
+        .with_policy(DiscardPolicy { unref, ..DiscardPolicy::default() })
+        .with_metadata(small_metadata())
 }
 
 fn create() -> CreateOptions {

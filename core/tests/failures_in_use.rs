@@ -5,21 +5,14 @@ use std::rc::Rc;
 
 use qcowkit_core::crypto::Secret;
 use qcowkit_core::image::{CreateOptions, Image, Layer, NewSnapshot, OpenOptions};
-use qcowkit_core::metadata::{AllocationPolicy, DiscardPolicy, MetadataOptions, RetainedOp, Unref};
+use qcowkit_core::metadata::{DiscardPolicy, RetainedOp, Unref};
 use qcowkit_core::storage::{FailingStorage, MemoryStorage, ReadStorage};
 use qcowkit_trial::disks::volume;
-use qcowkit_trial::failures::each_fault;
+use qcowkit_trial::failures::{each_fault, small_metadata};
 use qcowkit_trial::faulty::{Disk, Op, Session};
 
-/// Small caches, nothing that waits: every path of a commit.
 fn options() -> OpenOptions {
-    OpenOptions::default().with_metadata(MetadataOptions {
-        slice_bytes: 512,
-        cache_bytes: 8 * 512,
-        quarantine_bytes: 0,
-        pass_discard_other: true,
-        allocation: AllocationPolicy::FillHoles,
-    })
+    OpenOptions::default().with_metadata(small_metadata())
 }
 
 fn retaining(retained_op: RetainedOp) -> OpenOptions {

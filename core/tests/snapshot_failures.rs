@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 
 use qcowkit_core::ErrorKind;
 use qcowkit_core::image::{CreateOptions, Image, NewSnapshot, OpenOptions, SnapshotSelector};
-use qcowkit_core::metadata::{AllocationPolicy, MetadataOptions};
 use qcowkit_core::storage::{FailingStorage, FailureRule, MemoryStorage};
-use qcowkit_trial::failures::{SCOPES, each_failure, each_fault};
+use qcowkit_trial::failures::{SCOPES, each_failure, each_fault, small_metadata};
 use qcowkit_trial::walk::walk;
 
 const SIZE: usize = 60 << 10;
@@ -132,13 +131,7 @@ fn apply(image: &mut Image<Disk<'_>>, model: &mut Model, op: Op) -> qcowkit_core
 }
 
 fn options() -> OpenOptions {
-    OpenOptions::default().with_metadata(MetadataOptions {
-        slice_bytes: 512,
-        cache_bytes: 8 * 512,
-        quarantine_bytes: 0,
-        pass_discard_other: true,
-        allocation: AllocationPolicy::FillHoles,
-    })
+    OpenOptions::default().with_metadata(small_metadata())
 }
 
 /// Runs the operations while one rule holds; gives whether it struck.

@@ -60,6 +60,19 @@ fn is_left(now: Option<&Vec<u8>>, whole: Option<&Vec<u8>>) -> bool {
 /// How much is known in memory when the file is cut.
 const SEEN: [&str; 3] = ["nothing", "all was read", "something was written"];
 
+/// Makes so much known.
+fn see(image: &mut Image<FileStorage>, seen: usize) {
+    match seen {
+        1 => drop(pieces(image)),
+        2 => image.write_at(199 << 10, &[6; 512]).unwrap(),
+        _ => {}
+    }
+}
+
+fn cut_short(path: &Path, length: u64) {
+    fs::OpenOptions::new().write(true).open(path).unwrap().set_len(length).unwrap();
+}
+
 #[test]
 fn a_file_that_is_cut_while_it_is_open_is_not_made_worse() {
     let folder = Folder::in_memory();
@@ -75,12 +88,8 @@ fn a_file_that_is_cut_while_it_is_open_is_not_made_worse() {
                 let what = format!("{cut} of {length} bytes, clusters of {cluster_size}, {}", SEEN[seen]);
                 fs::copy(&original, &path).unwrap();
                 let mut image = open(&path, FileAccess::Write).unwrap();
-                match seen {
-                    1 => drop(pieces(&mut image)),
-                    2 => image.write_at(199 << 10, &[6; 512]).unwrap(),
-                    _ => {}
-                }
-                fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(cut).unwrap();
+                see(&mut image, seen);
+                cut_short(&path, cut);
                 let left = looked_at(&path);
 
                 let mut whole = whole.clone();
@@ -140,12 +149,8 @@ fn a_file_that_is_cut_to_nothing_stays_empty() {
             let what = format!("{cut} bytes are left, {known}");
             fs::copy(&original, &path).unwrap();
             let mut image = open(&path, FileAccess::Write).unwrap();
-            match seen {
-                1 => drop(pieces(&mut image)),
-                2 => image.write_at(199 << 10, &[6; 512]).unwrap(),
-                _ => {}
-            }
-            fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(cut).unwrap();
+            see(&mut image, seen);
+            cut_short(&path, cut);
             let left = fs::read(&path).unwrap();
             let mut bytes = [0; 512];
             let error = image.read_at(70_144, &mut bytes).unwrap_err();

@@ -1,5 +1,6 @@
 //! Storage that fails at one call after another.
 
+use qcowkit_core::metadata::{AllocationPolicy, MetadataOptions};
 use qcowkit_core::storage::{FailureRule, FailureScope, StorageErrorKind, StorageOperation};
 
 /// Every call, those that change something, and the kinds of calls that are most unlike the others.
@@ -10,6 +11,18 @@ pub const SCOPES: [FailureScope; 5] = [
     FailureScope::Only(StorageOperation::Read),
     FailureScope::Only(StorageOperation::Discard),
 ];
+
+/// Small caches, nothing that waits: every path of a commit is gone through.
+#[must_use]
+pub fn small_metadata() -> MetadataOptions {
+    MetadataOptions {
+        slice_bytes: 512,
+        cache_bytes: 8 * 512,
+        quarantine_bytes: 0,
+        pass_discard_other: true,
+        allocation: AllocationPolicy::FillHoles,
+    }
+}
 
 /// Tries the failure of the first call, of the second, and so on, each alone and with all after it, until `run` says that
 /// its rule did not strike any more. Gives how many did.

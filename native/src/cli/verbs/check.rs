@@ -7,7 +7,7 @@ use std::path::Path;
 
 use qcowkit_core::image::LayerFormat;
 use qcowkit_core::operations::repair::{
-    RepairLevel, RepairOptions, RepairPlan, RepairState, UndoLog, apply, find_orphans, plan,
+    RepairLevel, RepairLimit, RepairOptions, RepairPlan, RepairState, UndoLog, apply, find_orphans, plan,
 };
 use qcowkit_core::operations::{CheckReport, check, read_header};
 
@@ -60,30 +60,49 @@ pub(crate) fn run(args: &CheckArgs, session: &mut Session<'_>) -> Outcome {
         return dry_run(args, &planned, file, session);
     }
     carry_out(&planned, &storage, undo, file, session)?;
+    // Each plan would need an undo file of its own.
+    let (stopped, often, how) = match undo {
+        Some(_) => (planned.limit(), String::new(), ", with another undo file"),
+        None => {
+            let stopped = go_on(args, level, &mut planned, &source, &storage, file, session)?;
+            (stopped, format!(", {MAX_PLANS} times"), "")
+        }
+    };
+    if let Some(limit) = stopped {
+        let name = session.personality.name();
+        let file = file.display();
+        session.out.flush()?;
+        tell(
+            &format!("{name}: {file}: the repair ends at a limit: {limit}{often}; repeat it to go on from here{how}"),
+            true,
+        );
+    }
+    finish(args, &planned, &source, &storage, file, session)
+}
+
+/// Carries out plan after plan while a limit ends them and they make the image better; gives the limit that ended the last.
+fn go_on(
+    args: &CheckArgs,
+    level: RepairLevel,
+    planned: &mut RepairPlan,
+    source: &Source,
+    storage: &FileStorage,
+    file: &OsStr,
+    session: &mut Session<'_>,
+) -> Result<Option<RepairLimit>, Failure> {
     let mut stopped = planned.limit();
     for _ in 1..MAX_PLANS {
-        if stopped.is_none() || undo.is_some() {
+        if stopped.is_none() {
             break;
         }
         planned.forget_changes();
-        let more = make_plan(args, level, &RepairOptions::default(), &source, &storage, session)?;
+        let more = make_plan(args, level, &RepairOptions::default(), source, storage, session)?;
         let better = errors(&more.after) < errors(&planned.after);
-        carry_out(&more, &storage, None, file, session)?;
+        carry_out(&more, storage, None, file, session)?;
         stopped = more.limit().filter(|_| better);
         planned.join_carried_out(more);
     }
-    if let Some(limit) = stopped {
-        let how = if undo.is_some() { ", with another undo file" } else { "" };
-        let name = session.personality.name();
-        let text = format!(
-            "{name}: {}: the repair ends at a limit: {limit}{}; repeat it to go on from here{how}",
-            file.display(),
-            if undo.is_some() { String::new() } else { format!(", {MAX_PLANS} times") },
-        );
-        session.out.flush()?;
-        tell(&text, true);
-    }
-    finish(args, &planned, &source, &storage, file, session)
+    Ok(stopped)
 }
 
 /// Plans a repair, and tells what it does.
